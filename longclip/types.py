@@ -1,0 +1,107 @@
+"""The nouns: what flows from a shard to a loss. No behaviour beyond looking things up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom, as fractions of the image's width and height, in [0, 1]."""
+
+
+class UserError(ValueError):
+    """Something a user can mend. Its text is all they see: what is wrong, where, what to do next."""
+
+
+class Sentence(NamedTuple):
+    """A span of its caption's text, with the token ids that open_clip's tokenizer gives it."""
+
+    start: int
+    end: int
+    ids: tuple[int, ...]  # without start and end token; () where not tokenised yet
+    box: Box | None = None  # what the sentence talks about, where the data knows it
+
+
+class Caption(NamedTuple):
+    """One description of an image. `sentences` cover `text` in order, separators left out."""
+
+    source: str  # who wrote it: "raw", "longSV", "human", ...
+    text: str  # cleaned; spans point into this
+    sentences: tuple[Sentence, ...]
+
+
+class Record(NamedTuple):
+    """What a shard holds for one image: the encoded picture and everything said about it."""
+
+    key: str  # unique within a dataset, no dots or slashes at the ends
+    image: bytes  # encoded
+    extension: str  # "jpg", "png" or "webp"
+    captions: tuple[Caption, ...]
+    meta: dict[str, object] = {}  # plain JSON values: provenance, group labels, ...
+
+
+class Text(NamedTuple):
+    """One caption slot as a policy fills it."""
+
+    ids: tuple[int, ...]  # without start and end token, not truncated yet
+    box: Box | None = None
+
+
+class Sample(NamedTuple):
+    """One decoded image with its caption slots filled: what the loader hands to the collate."""
+
+    key: str
+    image_CHW: Tensor  # uint8
+    texts: tuple[Text | None, ...]  # K slots; None where this image has no such caption
+
+
+class Batch(NamedTuple):
+    """Flat tokens, no padding: caption (b, k) owns `lengths_BK[b, k]` tokens, in row-major order."""
+
+    keys: list[str]
+    pixels_BCHW: Tensor  # uint8; normalised on the device
+    tokens_T: Tensor  # int32, start and end tokens included
+    lengths_BK: Tensor  # int32; 0 where this image has no such caption
+    dropped_BK: Tensor  # int32; tokens that the context length cut off
+    longest: int  # max of lengths_BK, known on the host so that the device need not be asked
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What the towers make of a batch. Global features are float32 and L2-normalised.
+
+    `gather` concatenates a tensor over all processes along its first axis, in rank order, with
+    gradient (see `dist.Gather`); it is the identity on one process. Terms call it, so that losses
+    and gradients do not depend on how many processes hold the batch.
+    """
+
+    image_BE: Tensor
+    text_BKE: Tensor  # zeros where mask_BK is False
+    mask_BK: Tensor  # bool: the slot holds a caption
+    slots: dict[str, slice]  # caption group -> its slots along K
+    scale: Tensor  # exp(logit_scale), a scalar
+    gather: Callable[[Tensor], Tensor]
+    patches_BPE: Tensor | None = None  # projected into the joint space, not normalised
+
+    def text(self, group: str) -> Tensor:
+        """This process's texts of a group, [B, k, E]."""
+        return self.text_BKE[:, self.slots[group]]
+
+    def mask(self, group: str) -> Tensor:
+        """Which of them exist, [B, k] bool."""
+        return self.mask_BK[:, self.slots[group]]
+
+    def all_images(self) -> Tensor:
+        """The images of all processes, [world * B, E], with gradient."""
+        return self.gather(self.image_BE)
+
+    def all_text(self, group: str) -> Tensor:
+        """The texts of a group from all processes, [world * B, k, E], with gradient."""
+        return self.gather(self.text_BKE)[:, self.slots[group]]
+
+    def all_mask(self, group: str) -> Tensor:
+        """Which of them exist, [world * B, k] bool."""
+        return self.gather(self.mask_BK)[:, self.slots[group]]
