@@ -1,0 +1,1 @@
+"""Hydra configs, one folder per group, and the launcher that turns a typo into a sentence."""

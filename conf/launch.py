@@ -1,0 +1,89 @@
+"""Start a Hydra program: compose, run, and turn a user's mistake into a sentence instead of a traceback.
+
+`launch(task, "train")` composes `conf/train.yaml` with the command line and calls `task(config)`.
+Exit codes: 0 done, 1 the program failed (with traceback), 2 the user can mend it (one sentence).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+CONF = Path(__file__).resolve().parent
+
+
+def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
+    """Run `task` under Hydra; exits the process with a sentence where the user made a mistake."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's short form hides the cause
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(task)()
+    except Exception as error:
+        sentence = explain(error, config_name)
+        if sentence is None:
+            raise
+        print(f"\nerror: {sentence}", file=sys.stderr)
+        sys.exit(2)
+
+
+def explain(error: BaseException, config_name: str) -> str | None:
+    """The sentence for a mistake the user can mend; None for a fault of the program."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if _is_user_error(cause):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return _config_sentence(str(error), config_name)
+    return None
+
+
+def _is_user_error(error: BaseException) -> bool:
+    # By name, so that a mistyped key is answered without importing torch.
+    return any(base.__name__ == "UserError" for base in type(error).__mro__)
+
+
+def _config_sentence(message: str, config_name: str) -> str:
+    """Hydra's message with the nearest names that do exist."""
+    first = message.strip().splitlines()[0]
+    unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", message)
+    if unknown:
+        key = unknown[1] or unknown[2]
+        near = nearest(key, list(config_keys(config_name)))
+        return f"unknown config key {key!r}; nearest: {', '.join(near)} (python {config_name}.py --cfg job lists all)"
+    return f"{first} (python {config_name}.py --help lists the groups and their choices)"
+
+
+def nearest(key: str, known: list[str], count: int = 3) -> list[str]:
+    """Known dotted keys most like `key`: by the whole path, or by the last part in another place."""
+    tail = key.rpartition(".")[2]
+    by_tail = [k for k in known if k.rpartition(".")[2] == tail]
+    whole = difflib.get_close_matches(key, known, n=count, cutoff=0.5)
+    tails = difflib.get_close_matches(tail, sorted({k.rpartition(".")[2] for k in known}), n=1, cutoff=0.7)
+    by_near_tail = [k for k in known if tails and k.rpartition(".")[2] == tails[0]]
+    return list(dict.fromkeys(by_tail + whole + by_near_tail))[:count] or known[:count]
+
+
+def config_keys(config_name: str) -> Iterator[str]:
+    """Every dotted key of the default config, with the groups that the command line itself chooses."""
+    overrides = [a for a in sys.argv[1:] if re.fullmatch(r"[\w/]+=[\w-]+", a) and (CONF / a.split("=")[0]).is_dir()]
+    OverridesParser.create().parse_overrides(overrides)
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        yield from _walk(hydra.compose(config_name, overrides=overrides), "")
+
+
+def _walk(node: Any, prefix: str) -> Iterator[str]:
+    for key in node:
+        yield f"{prefix}{key}"
+        if not isinstance(key, int) and isinstance(node._get_node(key), DictConfig):
+            yield from _walk(node._get_node(key), f"{prefix}{key}.")

@@ -1,0 +1,1 @@
+"""Judging offline (`python -m eval.run`) and showing results."""

@@ -1,0 +1,269 @@
+"""What happens around the steps: judging, checkpoints, telemetry, progress. No arithmetic on the loss."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from rich.table import Table
+
+from . import dist, runs
+from .evaluate import Evaluator, judge
+from .types import Batch, UserError
+
+log = logging.getLogger(__name__)
+
+CLOCK_STEPS = 20
+"""How often the ranks compare clocks: a broadcast at every step would be felt."""
+
+
+class Judge(Callback):
+    """Judge before the first update, every so many samples, and at the end; write `metrics.json`.
+
+    Args:
+        run: the run directory.
+        benchmarks: name -> evaluator.
+        every: samples between judgements; 0 judges only at the start and at the end.
+    """
+
+    def __init__(self, run: str, benchmarks: Mapping[str, Evaluator], every: int = 0) -> None:
+        self.run, self.benchmarks, self.every = Path(run), benchmarks, every
+        self.judged_at = -1
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        self.judged_at = module.samples_seen if module.samples_seen else -1
+        if module.samples_seen == 0:
+            self._judge(trainer, module)
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, *_: Any) -> None:
+        if self.every and module.samples_seen // self.every > self.judged_at // self.every:
+            self._judge(trainer, module)
+
+    def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        self._judge(trainer, module)
+
+    def _judge(self, trainer: lightning.Trainer, module: Any) -> None:
+        if self.judged_at == module.samples_seen and self.judged_at >= 0 and (self.run / "metrics.json").exists():
+            return
+        started = time.monotonic()
+        found = judge(module.tower, trainer.datamodule, self.benchmarks)  # type: ignore[attr-defined]
+        self.judged_at = module.samples_seen
+        if trainer.is_global_zero and found:
+            runs.record(self.run, module.samples_seen, found)
+            for logger in trainer.loggers:
+                logger.log_metrics(found, step=trainer.global_step)
+            headline = ", ".join(f"{k} {v:.1f}" for k, v in found.items() if k.endswith("_r1"))
+            log.info(
+                "judged at %s samples in %.1f s: %s",
+                f"{module.samples_seen:,}", time.monotonic() - started, headline,
+            )
+
+
+class Checkpoints(Callback):
+    """Save every so many steps or minutes and at the end; keep the newest few.
+
+    The directory is the only state (Lightning's ModelCheckpoint remembers absolute paths, which a moved or
+    requeued run does not have). Lightning writes each file to a temporary name first, so a kill leaves
+    the older ones whole.
+    """
+
+    def __init__(self, run: str, every_steps: int = 1000, every_minutes: float = 10, keep: int = 2) -> None:
+        if keep < 1:
+            raise UserError(f"checkpoints.keep is {keep}; at least 1 checkpoint must stay to resume from")
+        self.run, self.every_steps, self.keep = Path(run), every_steps, keep
+        self.every_seconds = every_minutes * 60
+        self.saved_at, self.saved_step = time.monotonic(), -1
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, *_: Any) -> None:
+        if self.every_steps and trainer.global_step % self.every_steps == 0:
+            self._save(trainer)
+        elif self.every_seconds and trainer.global_step % CLOCK_STEPS == 0:
+            late = time.monotonic() - self.saved_at > self.every_seconds
+            if trainer.strategy.broadcast(late):  # all ranks save or none: the clock of rank 0 decides
+                self._save(trainer)
+
+    def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        if trainer.global_step != self.saved_step:
+            self._save(trainer)
+
+    def _save(self, trainer: lightning.Trainer) -> None:
+        path = self.run / "checkpoints" / runs.checkpoint_name(trainer.global_step)
+        try:
+            trainer.save_checkpoint(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise UserError(
+                f"no space left for the checkpoint {path} ({error.strerror}); older ones are intact. Free some "
+                "space, lower checkpoints.keep, or point runs= elsewhere, then go on with resume=auto"
+            ) from error
+        self.saved_at, self.saved_step = time.monotonic(), trainer.global_step
+        if trainer.is_global_zero:
+            for old in runs.checkpoints(self.run)[: -self.keep]:
+                old.unlink()
+
+
+class Telemetry(Callback):
+    """Speed, waiting for data, learning rate, and what nobody shows: tokens, truncation, packing.
+
+    Must come last among the callbacks, so that judging and saving do not count as waiting for data.
+    """
+
+    def __init__(self) -> None:
+        self.ready = time.perf_counter()
+        self.seconds = self.waited = 0.0
+        self.images = 0
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        self.ready = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, module: Any, batch: Batch, batch_idx: int) -> None:
+        self.begun = time.perf_counter()
+        self.waited += self.begun - self.ready
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self.images += len(batch.keys) * dist.world()
+        self.seconds += time.perf_counter() - self.begun
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            total = self.seconds + self.waited
+            module.log_dict(
+                {
+                    "samples_per_second": self.images / total,
+                    "data_time": self.waited / trainer.log_every_n_steps,
+                    "batch_time": total / trainer.log_every_n_steps,
+                    "lr": module.optim.lr_at(module.samples_seen),
+                    "samples_seen": float(module.samples_seen),
+                    **token_counts(batch),
+                }
+            )
+            self.seconds, self.waited, self.images = 0.0, 0.0, 0
+        self.ready = time.perf_counter()
+
+
+def token_counts(batch: Batch) -> dict[str, float]:
+    """Tokens per image, share of captions and tokens cut, and how full a padded batch would have been."""
+    lengths_BK, dropped_BK = batch.lengths_BK, batch.dropped_BK
+    captions, tokens = int((lengths_BK > 0).sum()), int(lengths_BK.sum())
+    return {
+        "tokens_per_sample": tokens / len(batch.keys),
+        "truncated_captions": float((dropped_BK > 0).sum()) / max(captions, 1),
+        "truncated_tokens": float(dropped_BK.sum()) / max(tokens + float(dropped_BK.sum()), 1.0),
+        "packing_fill": tokens / max(captions * batch.longest, 1),
+    }
+
+
+class PlainProgress(Callback):
+    """One line every `every` steps, with the time left: for logs, where a bar is garbage."""
+
+    def __init__(self, every: int = 50) -> None:
+        self.every = every
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        self.started, self.first = time.monotonic(), module.samples_seen
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, *_: Any) -> None:
+        if trainer.global_step % self.every and trainer.global_step != trainer.max_steps:
+            return
+        seen, total = module.samples_seen, module.optim.samples
+        rate = (seen - self.first) / max(time.monotonic() - self.started, 1e-9)
+        left = timedelta(seconds=round(max(total - seen, 0) / max(rate, 1e-9)))
+        seen_metrics = trainer.callback_metrics
+        loss = f"loss {float(seen_metrics['train/loss']):.3f}  " if "train/loss" in seen_metrics else ""
+        log.info(
+            "step %d/%d  samples %s (%.0f %%)  %s%.0f samples/s  ETA %s",
+            trainer.global_step, trainer.max_steps, f"{seen:,}", 100 * seen / total, loss, rate, left,
+        )
+
+
+def progress() -> Callback:
+    """A bar with the time left on a terminal, plain lines elsewhere."""
+    if sys.stdout.isatty():
+        from lightning.pytorch.callbacks import RichProgressBar
+
+        return RichProgressBar()
+    return PlainProgress()
+
+
+class Banner(Callback):
+    """Says before the first step what will happen, so that a wrong number is seen now and not tomorrow.
+
+    Args:
+        name: the run's name.
+        checkpoint: where it resumes from, if it does.
+    """
+
+    def __init__(self, name: str, checkpoint: Path | None) -> None:
+        self.name, self.checkpoint = name, checkpoint
+
+    def on_fit_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        if trainer.is_global_zero:
+            console = Console(width=None if sys.stdout.isatty() else 110)
+            console.print(self._plan(trainer, module))
+            console.print(parameter_table(module))
+
+    def _plan(self, trainer: lightning.Trainer, module: Any) -> Table:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        total, batch = module.optim.samples, data.batch_size
+        table = Table("", "", title=f"longclip: {self.name}", show_header=False, title_justify="left")
+        table.add_row("data", f"{data.train_size:,} images in {data.root}; {total / data.train_size:.1f} epochs")
+        table.add_row("steps", f"{trainer.max_steps:,} of {batch:,} images ({total:,} samples)")
+        table.add_row(
+            "batch", f"{batch:,} global = {trainer.world_size} process(es) x {batch // trainer.world_size:,}"
+        )
+        table.add_row("captions", ", ".join(f"{g} x {s.stop - s.start}" for g, s in module.slots.items()))
+        table.add_row(
+            "terms", ", ".join(f"{n} (weight {t.weight:g})" for n, t in module.terms.items())
+        )
+        table.add_row("text", _text_line(module, data))
+        table.add_row("precision", f"{trainer.precision} on {trainer.strategy.root_device}")
+        if self.checkpoint:
+            where = f"step {trainer.global_step:,}, {module.samples_seen:,} samples, epoch "
+            where += f"{module.samples_seen / data.train_size:.2f}: data position restored"
+            table.add_row("resumes", f"{self.checkpoint.name} at {where}")
+        return table
+
+
+def _text_line(module: Any, data: Any, probe: int = 256) -> str:
+    """Tokens and truncation of the first images' captions, as the recipe shows them."""
+    batch = data.probe(min(probe, data.train_size))
+    counts = token_counts(batch)
+    how = f"padded ({module.tower.padded_because})" if module.tower.padded_because else "packed"
+    return (
+        f"context {module.tower.context_length}, {how}; {counts['tokens_per_sample']:.0f} tokens an image, "
+        f"{100 * counts['truncated_captions']:.1f} % of captions cut (losing "
+        f"{100 * counts['truncated_tokens']:.1f} % of tokens), seen on {len(batch.keys)} images"
+    )
+
+
+def parameter_table(module: Any) -> Table:
+    """Trainable and frozen parameters by part."""
+    table = Table("parameters", "trainable", "frozen", title_justify="left")
+    counts: dict[str, list[int]] = {}
+    for name, parameter in module.named_parameters():
+        part = _part(name)
+        counts.setdefault(part, [0, 0])[0 if parameter.requires_grad else 1] += parameter.numel()
+    for part, (trainable, frozen) in counts.items():
+        table.add_row(part, f"{trainable:,}", f"{frozen:,}")
+    sums = [sum(column) for column in zip(*counts.values(), strict=True)]
+    table.add_row("total", *(f"{value:,}" for value in sums), style="bold")
+    return table
+
+
+def _part(name: str) -> str:
+    if name.startswith("terms."):
+        return f"term {name.split('.')[1]} (not exported)"
+    rest = name.removeprefix("tower.backbone.")
+    if rest.startswith("visual."):
+        return "image tower"
+    return "temperature" if rest in ("logit_scale", "logit_bias") else "text tower"

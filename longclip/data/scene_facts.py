@@ -1,0 +1,162 @@
+"""What a scene is: things at places on a background, before it is drawn or told.
+
+In: a `random.Random`. Out: `Scene`s whose things do not overlap and can be told apart by name, and
+the relations that hold between them. All lengths are fractions of the (square) picture's side.
+"""
+
+from __future__ import annotations
+
+import random
+from itertools import combinations
+from typing import NamedTuple
+
+from longclip.types import Box
+
+SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond", "ring", "heart", "crescent")
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black")
+TEXTURES = ("plain", "striped", "dotted", "checkered")
+SIZES = {"small": 12 / 72, "medium": 17 / 72, "large": 24 / 72}  # diameters: 12, 17, 24 of 72 pixels
+BACKGROUNDS = ("white", "grey", "pale blue", "pale green", "pale yellow", "pale pink", "lavender", "peach")
+
+CHOICES = {"shape": SHAPES, "colour": COLOURS, "texture": TEXTURES}
+"""The attributes in which distractors differ, with their values."""
+
+_GAP = 1 / 72  # kept free around every thing
+_BORDERLINE = 0.02  # no centre lies this near to the border of two places, where words would be arbitrary
+_CLEAR = 1.5  # a direction is told where the distance along it is this many times the distance across
+_LARGE_AT_MOST = 2  # more of them leave no room for seven
+
+
+class Thing(NamedTuple):
+    """One object. `x`, `y` are its centre."""
+
+    shape: str
+    colour: str
+    size: str
+    texture: str
+    x: float
+    y: float
+
+    @property
+    def name(self) -> str:
+        """What the paragraph calls it: unique within a scene."""
+        return f"{self.colour} {self.shape}"
+
+    @property
+    def box(self) -> Box:
+        """The square that it is drawn in."""
+        half = SIZES[self.size] / 2
+        edges = (self.x - half, self.y - half, self.x + half, self.y + half)
+        return tuple(round(edge, 4) for edge in edges)  # type: ignore[return-value]
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Row and column of its centre in a 3 by 3 grid."""
+        return int(self.y * 3), int(self.x * 3)
+
+
+class Scene(NamedTuple):
+    """A picture's facts."""
+
+    background: str
+    things: tuple[Thing, ...]
+
+
+class Relation(NamedTuple):
+    """Thing `first` is `word` ("left", "right", "above", "below") of thing `second`: indices of `things`."""
+
+    first: int
+    word: str
+    second: int
+
+
+def compose(rng: random.Random, fewest: int = 4, most: int = 7) -> Scene:
+    """A scene of `fewest` to `most` things, at least three pairs of which stand in a clear relation."""
+    count = rng.randint(fewest, most)
+    background = rng.choice(BACKGROUNDS)
+    while True:
+        things = _place(_sizes(count, rng), rng)
+        if things is not None and len(relations(things)) >= 3:
+            return Scene(background, things)
+
+
+def relations(things: tuple[Thing, ...]) -> list[Relation]:
+    """The clear relation of every pair that has one, told from its earlier thing.
+
+    Boxes that do not overlap are apart along the direction in which their centres are further apart, so
+    "left" also means that the whole box is to the left.
+    """
+    found = []
+    for (first, a), (second, b) in combinations(enumerate(things), 2):
+        across, down = b.x - a.x, b.y - a.y
+        if abs(across) >= _CLEAR * abs(down):
+            found.append(Relation(first, "left" if across > 0 else "right", second))
+        elif abs(down) >= _CLEAR * abs(across):
+            found.append(Relation(first, "above" if down > 0 else "below", second))
+    return found
+
+
+def vary(scene: Scene, rng: random.Random, of: int) -> tuple[list[Scene], int, str]:
+    """`of` scenes that differ in one attribute of one thing, that thing's index, and the attribute.
+
+    The thing is not a large one, because the general sentence may speak of the largest.
+    """
+    candidates = [index for index, thing in enumerate(scene.things) if thing.size == "medium"]
+    candidates = candidates or [index for index, thing in enumerate(scene.things) if thing.size == "small"]
+    odd = rng.choice(candidates)
+    attribute = rng.choice(tuple(CHOICES))
+    names = {thing.name for index, thing in enumerate(scene.things) if index != odd}
+    variants = [scene.things[odd]._replace(**{attribute: value}) for value in CHOICES[attribute]]
+    variants = [thing for thing in variants if thing.name not in names]
+    assert len(variants) >= of, f"only {len(variants)} values of {attribute} leave the names unique"
+    chosen = rng.sample(variants, of)
+    things = scene.things
+    return (
+        [scene._replace(things=(*things[:odd], thing, *things[odd + 1 :])) for thing in chosen],
+        odd,
+        attribute,
+    )
+
+
+def _sizes(count: int, rng: random.Random) -> list[str]:
+    """Sizes, largest first, because the large ones are hard to place late."""
+    sizes = rng.choices(tuple(SIZES), weights=(3, 4, 2), k=count)
+    large = [size for size in sizes if size == "large"][:_LARGE_AT_MOST]
+    others = [size for size in sizes if size != "large"]
+    others += ["medium"] * (count - len(large) - len(others))
+    return large + sorted(others)  # "medium" sorts before "small"
+
+
+def _place(sizes: list[str], rng: random.Random) -> tuple[Thing, ...] | None:
+    """Things of these sizes in random order, or None where one found no room in 50 trials."""
+    things: list[Thing] = []
+    for size in sizes:
+        margin = SIZES[size] / 2 + _GAP
+        for _ in range(50):
+            x = round(margin + rng.random() * (1 - 2 * margin), 4)
+            y = round(margin + rng.random() * (1 - 2 * margin), 4)
+            if _is_borderline(x) or _is_borderline(y) or any(_touch(x, y, margin, other) for other in things):
+                continue
+            things.append(_dress(size, x, y, {thing.name for thing in things}, rng))
+            break
+        else:
+            return None
+    rng.shuffle(things)
+    return tuple(things)
+
+
+def _dress(size: str, x: float, y: float, names: set[str], rng: random.Random) -> Thing:
+    """A thing at (x, y) whose name is none of `names`."""
+    while True:
+        thing = Thing(rng.choice(SHAPES), rng.choice(COLOURS), size, rng.choice(TEXTURES), x, y)
+        if thing.name not in names:
+            return thing
+
+
+def _is_borderline(centre: float) -> bool:
+    return abs(centre - 1 / 3) < _BORDERLINE or abs(centre - 2 / 3) < _BORDERLINE
+
+
+def _touch(x: float, y: float, reach: float, other: Thing) -> bool:
+    room = reach + SIZES[other.size] / 2
+    return abs(other.x - x) < room and abs(other.y - y) < room

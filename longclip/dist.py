@@ -1,0 +1,88 @@
+"""Which process am I, and what do the others hold: the only file that talks to `torch.distributed`.
+
+In: tensors with equal shapes on every process. Out: their concatenation, with gradient. On one
+process everything here is a no-op that returns its argument.
+
+Convention of the whole package: a loss term returns on process r a value L_r whose MEAN over the
+processes is the loss of the global batch (local rows, global columns, global counts). The backward
+pass of `gather` SUMS what all processes send back, and data parallelism (DDP, FSDP, DeepSpeed)
+averages parameter gradients, so parameters see exactly the gradient of that mean, whether they sit
+in a tower (reached through `gather`) or in a term (reached directly).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+
+def rank() -> int:
+    """This process's number, 0 where torch.distributed is not initialised."""
+    return torch.distributed.get_rank() if _running() else 0
+
+
+def world() -> int:
+    """How many processes share the batch, 1 where torch.distributed is not initialised."""
+    return torch.distributed.get_world_size() if _running() else 1
+
+
+def rows(local: int) -> slice:
+    """Where this process's `local` rows lie in a gathered tensor."""
+    return slice(rank() * local, (rank() + 1) * local)
+
+
+def gather(x: Tensor) -> Tensor:
+    """Concatenate `x` [n, ...] over all processes in rank order: [world * n, ...], with gradient.
+
+    Every process must call it in the same order with the same shape and dtype: ragged captions are
+    a mask, never a ragged collective. Bool tensors pass. On one process this returns `x` itself.
+    """
+    if world() == 1:
+        return x
+    if x.dtype == torch.bool:  # not every backend knows bool
+        return _all_gather(x.view(torch.uint8)).view(torch.bool)
+    gathered: Tensor = _Gather.apply(x)
+    return gathered
+
+
+class Gather:
+    """`gather` with a memory: two terms that ask for the same tensor share one collective.
+
+    Make a fresh one for every step: it keeps what it saw alive.
+    """
+
+    def __init__(self) -> None:
+        # The source is kept beside its result because an id is only unique while its owner lives.
+        self._memo: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """As `gather`; the very same result for the very same tensor."""
+        if id(x) not in self._memo:
+            self._memo[id(x)] = (x, gather(x))
+        return self._memo[id(x)][1]
+
+
+class _Gather(torch.autograd.Function):
+    """All-gather forward; backward the sum over processes of each one's own slice of the gradient."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+        return _all_gather(x)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+        own = grad.new_empty(grad.shape[0] // world(), *grad.shape[1:])
+        torch.distributed.reduce_scatter_tensor(own, grad.contiguous())
+        return own
+
+
+def _all_gather(x: Tensor) -> Tensor:
+    everything = x.new_empty(world() * x.shape[0], *x.shape[1:])
+    torch.distributed.all_gather_into_tensor(everything, x.contiguous())
+    return everything
+
+
+def _running() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -1,0 +1,163 @@
+"""How well features retrieve and how well weights point: pure functions on tensors, no model.
+
+In: features of a whole evaluation set, or weights over a patch grid and boxes. Out: plain numbers.
+
+The tie rule, everywhere: what scores the same as the right answer counts against the model. So
+constant features score 0 %, not 100 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from longclip.types import UserError
+
+CUTOFFS = (1, 5, 10)
+
+
+def ranks(
+    query_NE: Tensor, item_ME: Tensor, query_owner_N: Tensor, item_owner_M: Tensor, chunk: int = 1024
+) -> Tensor:
+    """The place of the best right item among all items for every query, [N] int64, 1 = first.
+
+    An item is right where its owner equals the query's. Place = 1 + wrong items that score at least
+    as high as the best right one; other right items never stand in the way. Scores are float32 dot
+    products, `chunk` queries at a time.
+
+    Raises UserError on features that are not finite; every query must have a right item.
+
+    >>> item = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+    >>> ranks(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), item, torch.tensor([0, 7]), torch.tensor([0, 7, 7]))
+    tensor([1, 2])
+    """
+    _check_finite(query_NE, "query")
+    _check_finite(item_ME, "item")
+    assert torch.isin(query_owner_N, item_owner_M).all(), "a query without a right item has no rank"
+    items_EM = item_ME.float().T
+    with _exact_float32():
+        places = [
+            _places(query_CE.float() @ items_EM, owner_C[:, None] == item_owner_M)
+            for query_CE, owner_C in zip(query_NE.split(chunk), query_owner_N.split(chunk), strict=True)
+        ]
+    return torch.cat(places)
+
+
+def _places(score_NM: Tensor, right_NM: Tensor) -> Tensor:
+    best_N = score_NM.masked_fill(~right_NM, -torch.inf).amax(1)
+    return 1 + ((score_NM >= best_N[:, None]) & ~right_NM).sum(1)
+
+
+def recall(ranks_N: Tensor, k: int) -> float:
+    """Share of queries with a right item among the first k, in percent.
+
+    >>> recall(torch.tensor([1, 2, 7, 1]), 1)
+    50.0
+    """
+    return 100 * float((ranks_N <= k).double().mean())
+
+
+def median_rank(ranks_N: Tensor) -> float:
+    """The middle rank, the mean of the middle two for an even number.
+
+    >>> median_rank(torch.tensor([1, 2, 7, 1]))
+    1.5
+    """
+    ordered_N = ranks_N.double().sort().values
+    return float((ordered_N[(len(ordered_N) - 1) // 2] + ordered_N[len(ordered_N) // 2]) / 2)
+
+
+def retrieval(image_NE: Tensor, text_ME: Tensor, owner_M: Tensor, chunk: int = 1024) -> dict[str, float]:
+    """Retrieval both ways, image to text (i2t) and text to image (t2i), any number of texts an image.
+
+    image_NE, text_ME: L2-normalised. owner_M: the image each text describes, 0 to N - 1.
+    Returns {i2t,t2i}_{r1,r5,r10} in percent, _median and _queries. An image that no text describes
+    asks nothing (so i2t_queries may be below N) but stays in the way of every text.
+
+    Raises UserError on an empty set and on features that are not finite.
+
+    >>> image = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    >>> text = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+    >>> scores = retrieval(image, text, torch.tensor([0, 0, 1]))
+    >>> scores["i2t_r1"], round(scores["t2i_r1"], 1)
+    (100.0, 66.7)
+    """
+    if len(image_NE) == 0 or len(text_ME) == 0:
+        raise UserError(
+            f"Retrieval over {len(image_NE)} images and {len(text_ME)} texts: there is nothing to judge. "
+            "Check the benchmark's path and split."
+        )
+    assert int(owner_M.min()) >= 0, "an owner below 0"
+    assert int(owner_M.max()) < len(image_NE), "an owner beyond the images"
+    asked_Q = owner_M.unique()
+    every_N = torch.arange(len(image_NE), device=owner_M.device)
+    directions = {
+        "i2t": ranks(image_NE[asked_Q], text_ME, asked_Q, owner_M, chunk),
+        "t2i": ranks(text_ME, image_NE, owner_M, every_N, chunk),
+    }
+    return {f"{way}_{name}": value for way, r in directions.items() for name, value in _summary(r).items()}
+
+
+def _summary(ranks_N: Tensor) -> dict[str, float]:
+    scores = {f"r{k}": recall(ranks_N, k) for k in CUTOFFS}
+    return {**scores, "median": median_rank(ranks_N), "queries": float(len(ranks_N))}
+
+
+def pointing(weights_SP: Tensor, box_S4: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Whether the heaviest patch of each sentence has its centre inside the sentence's box, [S] bool.
+
+    weights_SP: grouping weights or similarities over patches, row by row. box_S4: left, top, right,
+    bottom as fractions; borders belong to the box. grid: patches down and across. A patch outside
+    that is as heavy as the heaviest inside makes it a miss, and so does a box between all centres.
+
+    >>> weights = torch.tensor([[0.1, 0.7, 0.1, 0.1]])
+    >>> pointing(weights, torch.tensor([[0.5, 0.0, 1.0, 0.5]]), (2, 2))
+    tensor([True])
+    """
+    _check_finite(weights_SP, "weight")
+    inside_SP = centres_inside(box_S4, grid)
+    assert weights_SP.shape == inside_SP.shape, f"{tuple(weights_SP.shape)} weights on a grid of {grid}"
+    lowest = -torch.inf
+    inside_S = weights_SP.masked_fill(~inside_SP, lowest).amax(1)
+    return inside_S > weights_SP.masked_fill(inside_SP, lowest).amax(1)
+
+
+def chance(box_S4: Tensor, grid: tuple[int, int]) -> Tensor:
+    """How often a patch picked at random points right: the share of centres inside each box, [S].
+
+    >>> chance(torch.tensor([[0.5, 0.0, 1.0, 0.5]]), (2, 2))
+    tensor([0.2500])
+    """
+    return centres_inside(box_S4, grid).float().mean(1)
+
+
+def centres_inside(box_S4: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Which patch centres of a grid (down, across) lie inside each box, [S, P] bool, row by row."""
+    down, across = grid
+    y_P = ((torch.arange(down, device=box_S4.device) + 0.5) / down).repeat_interleave(across)
+    x_P = ((torch.arange(across, device=box_S4.device) + 0.5) / across).repeat(down)
+    left, top, right, bottom = box_S4[:, :, None].unbind(1)
+    return (left <= x_P) & (x_P <= right) & (top <= y_P) & (y_P <= bottom)
+
+
+def _check_finite(feature_NE: Tensor, kind: str) -> None:
+    bad = int((~feature_NE.isfinite().flatten(1).all(1)).sum())
+    if bad:
+        raise UserError(
+            f"{bad} of {len(feature_NE)} {kind} features are not finite, so there is nothing to rank. "
+            "The model has diverged or overflowed: judge an earlier checkpoint, or run in float32."
+        )
+
+
+@contextmanager
+def _exact_float32() -> Iterator[None]:
+    """Matrix products in real float32: training may have switched on TF32, which makes up ties."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

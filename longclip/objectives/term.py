@@ -1,0 +1,55 @@
+"""What a loss term is: Embeddings in, one number and a few measures out.
+
+A recipe is named caption groups times a list of terms. The trainer adds `weight * value` over the
+terms and logs the measures; it never learns what a term computes.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from longclip.types import Embeddings
+
+MAX_LOGIT_SCALE = math.log(100)
+"""CLIP's ceiling for a learned temperature (Radford et al. 2021, section 2.5)."""
+
+
+class Loss(NamedTuple):
+    """What a term returns on one process. The MEAN over processes is the global batch's number."""
+
+    value: Tensor  # scalar with gradient, without the term's weight
+    measures: dict[str, Tensor]  # detached scalars to log beside it
+
+
+class Term(nn.Module, abc.ABC):
+    """A loss on one caption group, in float32.
+
+    texts: the caption group it reads. weight: its factor in the total, applied by the trainer.
+    A learnable temperature is a scalar parameter called `logit_scale`, a learnable offset
+    `logit_bias`: by these names they are spared weight decay and the temperature is clamped.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """What it asks of the towers beyond global features: a subset of {"patches"}."""
+
+    def __init__(self, texts: str, weight: float = 1.0) -> None:
+        super().__init__()
+        self.texts = texts
+        self.weight = weight
+
+    @abc.abstractmethod
+    def forward(self, embeddings: Embeddings) -> Loss:
+        """The loss of the global batch, as this process's share of it (see `Loss`)."""
+
+
+@torch.no_grad()
+def clamp_temperatures(module: nn.Module) -> None:
+    """Keep every parameter called `logit_scale` inside `module` within [0, ln 100], in place."""
+    for name, parameter in module.named_parameters():
+        if name.rpartition(".")[2] == "logit_scale":
+            parameter.clamp_(0, MAX_LOGIT_SCALE)

@@ -1,0 +1,97 @@
+"""A run directory: what lies where, and who may write there.
+
+    config.yaml            the resolved config of the first start (config.resume-N.yaml of later ones)
+    checkpoints/           step-000001200.ckpt, the newest few; each complete on its own
+    metrics.json           the last judgement, flat name -> number
+    judgements.jsonl       every judgement with the samples seen, appended
+    csv/ ...               loggers
+    export/                the open_clip folder
+
+The directory is a pure function of the run's name, so a requeued job finds its own checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import zipfile
+from pathlib import Path
+
+from .types import UserError
+
+log = logging.getLogger(__name__)
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step-{step:09d}.ckpt"
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The run's checkpoint files, oldest first."""
+    return sorted((run / "checkpoints").glob("step-*.ckpt"))
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint that is whole; a torn one is named and passed over."""
+    for path in reversed(checkpoints(run)):
+        if zipfile.is_zipfile(path):
+            return path
+        log.warning("%s is torn (no zip directory at its end): passed over", path)
+    return None
+
+
+def claim(run: Path, resume: str | None) -> Path | None:
+    """Decide where a start goes on: the checkpoint to resume from, None for a new run.
+
+    Args:
+        run: the run directory.
+        resume: None for a new run, "auto" for the newest checkpoint of this run, or a path.
+
+    Raises:
+        UserError: a run of this name exists and resume is None, or the path does not exist.
+    """
+    if resume == "auto":
+        return newest_checkpoint(run)
+    if resume is not None:
+        if not Path(resume).is_file():
+            raise UserError(f"resume={resume}: no such checkpoint; resume=auto takes the newest of {run}")
+        return Path(resume)
+    if (run / "config.yaml").exists():
+        raise UserError(
+            f"{run} already holds a run: resume=auto continues it, name=OTHER starts a new one beside it, "
+            f"or remove the directory yourself"
+        )
+    return None
+
+
+def write_config(run: Path, text: str) -> Path:
+    """Keep the config of the first start; later starts are written beside it."""
+    run.mkdir(parents=True, exist_ok=True)
+    path, attempt = run / "config.yaml", 0
+    while path.exists():
+        attempt += 1
+        path = run / f"config.resume-{attempt}.yaml"
+    path.write_text(text)
+    return path
+
+
+def record(run: Path, samples_seen: int, metrics: dict[str, float]) -> None:
+    """Append a judgement, and make it the run's `metrics.json`."""
+    run.mkdir(parents=True, exist_ok=True)
+    with open(run / "judgements.jsonl", "a") as f:
+        f.write(json.dumps({"samples_seen": samples_seen, **metrics}) + "\n")
+    temporary = run / "metrics.json.tmp"
+    temporary.write_text(json.dumps(metrics, indent=1) + "\n")
+    temporary.replace(run / "metrics.json")
+
+
+def judgements(run: Path) -> list[dict[str, float]]:
+    """All judgements of a run, in order; a line torn by a kill is left out."""
+    path = run / "judgements.jsonl"
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            log.warning("%s: a torn line was passed over", path)
+    return rows

@@ -1,0 +1,142 @@
+"""DualTower: a batch -> Embeddings. It owns the open_clip model (with its temperature) and nothing else.
+
+The open_clip model keeps its own names below `backbone.`, so what is trained is what is exported.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..dist import Gather
+from ..types import Batch, Embeddings, UserError
+from .attention import Layout
+from .image import check_patches, encode_image, encode_patches
+from .pretrained import Backbone
+from .text import encode_packed, encode_padded, why_padded
+
+log = logging.getLogger(__name__)
+
+
+class Freeze(NamedTuple):
+    """What stays as it is, in open_clip's vocabulary.
+
+    `image_groups` / `text_layers` count the last groups (layers) that stay trainable in a locked tower.
+    """
+
+    image: bool = False
+    image_groups: int = 0
+    image_bn_stats: bool = False
+    text: bool = False
+    text_layers: int = 0
+
+
+class DualTower(nn.Module):
+    """An open_clip model that reads packed captions.
+
+    Args:
+        backbone: the model and what describes it (`pretrained.build`).
+        freeze: which towers are locked.
+        grad_checkpointing: recompute activations block by block in the backward pass.
+        compile: `torch.compile` both encoders (token counts are dynamic).
+        scale: initial temperature factor exp(logit_scale); None keeps what the weights bring.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        freeze: Freeze = Freeze(),
+        grad_checkpointing: bool = False,
+        compile: bool = False,
+        scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone.model
+        self.tokenizer = backbone.tokenizer
+        self.model_cfg, self.preprocess_cfg = backbone.model_cfg, backbone.preprocess_cfg
+        self.register_buffer("mean_C11", _per_channel(self.preprocess_cfg["mean"]), persistent=False)
+        self.register_buffer("std_C11", _per_channel(self.preprocess_cfg["std"]), persistent=False)
+        self.padded_because = why_padded(self.backbone)
+        if self.padded_because:
+            log.warning("text runs padded to %d tokens: %s", self.context_length, self.padded_because)
+        _lock(self.backbone, freeze)
+        if grad_checkpointing:
+            self.backbone.set_grad_checkpointing(True)
+        if scale is not None:
+            with torch.no_grad():
+                self.backbone.logit_scale.fill_(torch.tensor(scale).log())
+        self._encode_packed = torch.compile(encode_packed, dynamic=True) if compile else encode_packed
+        if compile:
+            self.backbone.visual.compile()
+
+    @property
+    def context_length(self) -> int:
+        return self.tokenizer.context_length
+
+    def as_backbone(self) -> Backbone:
+        """The open_clip model and what describes it, for the exporter."""
+        return Backbone(self.backbone, self.model_cfg, self.preprocess_cfg, self.tokenizer)
+
+    def check_needs(self, needs: frozenset[str]) -> None:
+        """Raise UserError now where the towers cannot give what the terms will ask for."""
+        if "patches" in needs:
+            check_patches(self.backbone.visual)
+
+    def normalise(self, pixels_BCHW: Tensor) -> Tensor:
+        """uint8 pixels -> the floats that the image tower was trained on."""
+        return (pixels_BCHW.float() / 255 - self.mean_C11) / self.std_C11
+
+    def encode_image(self, pixels_BCHW: Tensor) -> Tensor:
+        """uint8 pixels -> image_BE, L2-normalised float32."""
+        return F.normalize(encode_image(self.backbone.visual, self.normalise(pixels_BCHW)).float(), dim=-1)
+
+    def encode_text(self, tokens_T: Tensor, lengths_S: Tensor, longest: int) -> Tensor:
+        """Packed captions -> text_SE, L2-normalised float32."""
+        if self.padded_because:
+            text_SE = encode_padded(
+                self.backbone, tokens_T, lengths_S, self.context_length, self.tokenizer.pad_id
+            )
+        else:
+            text_SE = self._encode_packed(self.backbone, tokens_T, Layout(lengths_S, longest))
+        return F.normalize(text_SE.float(), dim=-1)
+
+    def forward(self, batch: Batch, slots: dict[str, slice], needs: frozenset[str] = frozenset()) -> Embeddings:
+        """Encode a batch; `needs` names what the terms ask for beyond the global features."""
+        patches_BPE = None
+        if "patches" in needs:
+            image_BE, patches_BPE = encode_patches(
+                self.backbone.visual, self.normalise(batch.pixels_BCHW)
+            )
+            image_BE, patches_BPE = F.normalize(image_BE.float(), dim=-1), patches_BPE.float()
+        else:
+            image_BE = self.encode_image(batch.pixels_BCHW)
+        mask_BK = batch.lengths_BK > 0
+        text_SE = self.encode_text(batch.tokens_T, batch.lengths_BK[mask_BK], batch.longest)
+        text_BKE = text_SE.new_zeros(mask_BK.numel(), text_SE.shape[-1])
+        text_BKE = text_BKE.index_copy(0, mask_BK.flatten().nonzero()[:, 0], text_SE)
+        return Embeddings(
+            image_BE=image_BE,
+            text_BKE=text_BKE.view(*mask_BK.shape, -1),
+            mask_BK=mask_BK,
+            slots=slots,
+            scale=self.backbone.logit_scale.float().exp(),
+            gather=Gather(),
+            patches_BPE=patches_BPE,
+        )
+
+
+def _per_channel(values: list[float]) -> Tensor:
+    return torch.tensor(values)[:, None, None]
+
+
+def _lock(model: nn.Module, freeze: Freeze) -> None:
+    if freeze.image:
+        model.lock_image_tower(unlocked_groups=freeze.image_groups, freeze_bn_stats=freeze.image_bn_stats)
+    if freeze.text:
+        model.lock_text_tower(unlocked_layers=freeze.text_layers)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise UserError("everything is frozen: nothing would train; lift model.freeze.image or model.freeze.text")

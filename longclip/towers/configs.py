@@ -1,0 +1,194 @@
+"""Architectures: open_clip's model configurations by name or from tensor shapes, and models made of them.
+
+A configuration is the JSON that open_clip ships and that stands in an export's `model_cfg`. longclip's
+own small ones lie in `architectures/` and are registered with open_clip, so both know them by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from torch import Tensor, nn
+
+from ..types import UserError
+
+_OWN = Path(__file__).parent / "architectures"
+# What may differ between two configurations of one network.
+_FREE = {
+    "context_length",
+    "hf_model_pretrained",
+    "hf_tokenizer_name",
+    "image_size",
+    "output_tokens",
+    "patch_dropout",
+    "timm_model_pretrained",
+    "tokenizer_kwargs",
+}
+
+
+@functools.cache
+def register() -> None:
+    """Make longclip's own architectures known to open_clip. Again is harmless."""
+    open_clip.add_model_config(_OWN)
+
+
+def named(architecture: str) -> dict[str, Any]:
+    """A fresh copy of the configuration of that name. Raises UserError with the nearest names."""
+    register()
+    config = open_clip.get_model_config(architecture.replace("/", "-"))
+    if config is not None:
+        return config
+    names = {name.lower(): name for name in open_clip.list_models()}
+    near = [names[match] for match in difflib.get_close_matches(architecture.lower(), names, n=5, cutoff=0.5)]
+    raise UserError(
+        f"There is no architecture {architecture!r}. {'Near it: ' + ', '.join(near) + '. ' if near else ''}"
+        f'`python -c "import open_clip; print(*open_clip.list_models())"` lists open_clip\'s, and longclip '
+        f"adds {', '.join(sorted(path.stem for path in _OWN.glob('*.json')))}."
+    )
+
+
+def inferred(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The configuration of an OpenAI ViT from its tensors' shapes (heads are 64 wide in all of those).
+
+    Raises UserError where the names or widths are not those of an OpenAI ViT.
+    """
+    needed = ("visual.proj", "visual.conv1.weight", "visual.positional_embedding", "text_projection")
+    widths = [
+        tensors[name].shape[0] for name in ("visual.conv1.weight", "ln_final.weight") if name in tensors
+    ]
+    if any(name not in tensors for name in needed) or len(widths) < 2 or any(width % 64 for width in widths):
+        raise UserError(
+            "The architecture cannot be told from these weights (only OpenAI's ViT layout with heads 64 wide "
+            "says it by its shapes): name it, for example architecture=ViT-B-16."
+        )
+    patch = tensors["visual.conv1.weight"].shape[-1]
+    grid = round((tensors["visual.positional_embedding"].shape[0] - 1) ** 0.5)
+    context, width = tensors["positional_embedding"].shape
+    return {
+        "embed_dim": tensors["text_projection"].shape[1],
+        "quick_gelu": True,
+        "vision_cfg": {
+            "image_size": patch * grid,
+            "layers": _blocks(tensors, "visual.transformer.resblocks."),
+            "width": widths[0],
+            "patch_size": patch,
+        },
+        "text_cfg": {
+            "context_length": context,
+            "vocab_size": tensors["token_embedding.weight"].shape[0],
+            "width": width,
+            "heads": width // 64,
+            "layers": _blocks(tensors, "transformer.resblocks."),
+        },
+    }
+
+
+def _blocks(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    return len({name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)})
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """What makes two configurations different networks, as "text_cfg.width 512 and 768"."""
+    left, right = _spelled_out(one), _spelled_out(other)
+    return [f"{key} {left[key]} and {right[key]}" for key in left if left[key] != right[key]]
+
+
+def _spelled_out(config: Mapping[str, Any]) -> dict[str, object]:
+    try:
+        towers = {
+            "vision_cfg": open_clip.CLIPVisionCfg(**config["vision_cfg"]),
+            "text_cfg": open_clip.CLIPTextCfg(**config["text_cfg"]),
+        }
+    except (TypeError, KeyError) as error:
+        raise UserError(f"This is no model configuration of open_clip's: {error}.") from error
+    values = {
+        f"{tower}.{key}": value
+        for tower, given in towers.items()
+        for key, value in dataclasses.asdict(given).items()
+        if key not in _FREE
+    }
+    return {"embed_dim": config["embed_dim"], **values}
+
+
+def adjusted(
+    config: Mapping[str, Any],
+    context_length: int | None,
+    image_size: int | None,
+    patch_dropout: float,
+    quick_gelu: bool,
+) -> dict[str, Any]:
+    """A copy with these values in it; None keeps what it says. Raises UserError where they cannot apply."""
+    changed = deepcopy(dict(config))
+    if "multimodal_cfg" in config:
+        raise UserError("CoCa models (multimodal_cfg) are not dual encoders; choose a CLIP architecture.")
+    if not 0 <= patch_dropout < 1:
+        raise UserError(f"patch_dropout={patch_dropout} is not a share: use 0 or more, and less than 1.")
+    vision, text = changed["vision_cfg"], changed["text_cfg"]
+    if patch_dropout and isinstance(vision.get("layers"), list | tuple):
+        raise UserError("patch_dropout needs an image tower that sees patches; this one is a ResNet.")
+    text.setdefault("context_length", open_clip.CLIPTextCfg().context_length)
+    vision.setdefault("image_size", open_clip.CLIPVisionCfg().image_size)
+    if context_length is not None:
+        text["context_length"] = context_length
+    if image_size is not None:
+        vision["image_size"] = image_size
+    if patch_dropout or vision.get("patch_dropout"):
+        vision["patch_dropout"] = patch_dropout
+    changed["quick_gelu"] = quick_gelu
+    return changed
+
+
+def instantiate(
+    model_cfg: Mapping[str, Any], preprocess_cfg: Mapping[str, Any], device: str = "cpu"
+) -> nn.Module:
+    """open_clip's model of that configuration, float32, with random weights; nothing is downloaded.
+
+    Goes through open_clip's own reader of export folders, so what is built is what an export's user gets.
+    Raises UserError with open_clip's words where the configuration does not work.
+    """
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        text = json.dumps({"model_cfg": dict(model_cfg), "preprocess_cfg": dict(preprocess_cfg)})
+        (Path(folder) / "open_clip_config.json").write_text(text)
+        try:
+            model = open_clip.create_model(
+                f"local-dir:{folder}",
+                device=device,
+                load_weights=False,
+                pretrained_image=False,
+                pretrained_text=False,
+            )
+        except (TypeError, KeyError, RuntimeError, ImportError, OSError, AssertionError) as error:
+            raise UserError(
+                f"open_clip cannot build this architecture: {type(error).__name__}: {error}"
+            ) from error
+    assert isinstance(model, open_clip.CLIP | open_clip.CustomTextCLIP), (
+        f"not a dual encoder: {type(model).__name__}"
+    )
+    return model
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without open_clip's log lines, which say of every model built here that it has no weights.
+
+    The handler keeps open_clip's bare `logging.info` from configuring the root logger as a side effect.
+    """
+    handler, before = logging.NullHandler(), logging.root.manager.disable
+    logging.root.addHandler(handler)
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+        logging.root.removeHandler(handler)

@@ -1,0 +1,90 @@
+"""The text tower on packed tokens, over open_clip's own parameters and names.
+
+In: tokens of all captions end to end (`tokens_T`) and a `Layout`. Out: `text_SE`, one projected
+feature per caption, not normalised. Nothing is copied or renamed: the functions read the modules of
+an open_clip `CLIP` or `CustomTextCLIP`, so its state dict, its locks and its own forward stay as they are.
+
+Packing is exact for a causal tower that pools at the end token: no token sees what comes after it, so
+padding behind the end token never mattered. `why_padded` names the reason where that does not hold;
+such a tower runs padded, through open_clip's own forward.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from open_clip.model import CustomTextCLIP
+from open_clip.transformer import ResidualAttentionBlock, TextTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..tokens import unpack
+from .attention import Layout, end_attention, packed_attention
+
+
+def text_module(model: nn.Module) -> nn.Module:
+    """The module that holds the text tower's parameters: `model.text`, or the CLIP class itself."""
+    return model.text if isinstance(model, CustomTextCLIP) else model
+
+
+def why_padded(model: nn.Module) -> str | None:
+    """Why this text tower cannot run packed; None if it can."""
+    text = text_module(model)
+    if isinstance(model, CustomTextCLIP) and type(text) is not TextTransformer:
+        return f"its text tower is a {type(text).__name__}"
+    if text.attn_mask is None:
+        return "its text attention is bidirectional"
+    if isinstance(text, TextTransformer) and (text.cls_emb is not None or text.use_pad_mask):
+        return "it appends a class token or masks padding"
+    pool = text.pool_type if isinstance(text, TextTransformer) else text.text_pool_type
+    if pool not in ("argmax", "eos"):
+        return f"it pools its text by {pool!r}, not at the end token"
+    blocks = text.transformer.resblocks
+    if any(type(block) is not ResidualAttentionBlock for block in blocks):
+        return f"its text blocks are {type(blocks[0]).__name__}"
+    return None
+
+
+def encode_packed(model: nn.Module, tokens_T: Tensor, layout: Layout) -> Tensor:
+    """Flat tokens -> text_SE. The last block computes its MLP for the end tokens only."""
+    text = text_module(model)
+    x_TD = F.embedding(tokens_T, text.token_embedding.weight)
+    x_TD = x_TD + text.positional_embedding.index_select(0, layout.positions_T)
+    *blocks, last = text.transformer.resblocks
+    for block in blocks:
+        if text.transformer.grad_checkpointing and torch.is_grad_enabled():
+            x_TD = checkpoint(_block, block, x_TD, layout, use_reentrant=False)
+        else:
+            x_TD = _block(block, x_TD, layout)
+    end_SD = text.ln_final(_last_block(last, x_TD, layout))
+    projection = text.text_projection
+    if projection is None:
+        return end_SD
+    return projection(end_SD) if isinstance(projection, nn.Linear) else end_SD @ projection
+
+
+def encode_padded(model: nn.Module, tokens_T: Tensor, lengths_S: Tensor, context: int, pad_id: int) -> Tensor:
+    """The same through open_clip's own forward on captions padded to the context length."""
+    return model.encode_text(unpack(tokens_T, lengths_S, context, pad_id))
+
+
+def _block(block: nn.Module, x_TD: Tensor, layout: Layout) -> Tensor:
+    attn = block.attn
+    qkv = F.linear(block.ln_1(x_TD), attn.in_proj_weight, attn.in_proj_bias)
+    q, k, v = (part.unflatten(-1, (attn.num_heads, -1)) for part in qkv.chunk(3, dim=-1))
+    mixed = attn.out_proj(packed_attention(q, k, v, layout).flatten(1))
+    x_TD = x_TD + block.ls_1(mixed)
+    return x_TD + block.ls_2(block.mlp(block.ln_2(x_TD)))
+
+
+def _last_block(block: nn.Module, x_TD: Tensor, layout: Layout) -> Tensor:
+    """As `_block`, but only the end tokens ask: the others would not be read."""
+    attn, width = block.attn, x_TD.shape[-1]
+    normed_TD = block.ln_1(x_TD)
+    end_SD, normed_end_SD = x_TD.index_select(0, layout.ends_S), normed_TD.index_select(0, layout.ends_S)
+    q = F.linear(normed_end_SD, attn.in_proj_weight[:width], attn.in_proj_bias[:width])
+    kv = F.linear(normed_TD, attn.in_proj_weight[width:], attn.in_proj_bias[width:])
+    k, v = (part.unflatten(-1, (attn.num_heads, -1)) for part in kv.chunk(2, dim=-1))
+    mixed = attn.out_proj(end_attention(q.unflatten(-1, (attn.num_heads, -1)), k, v, layout).flatten(1))
+    end_SD = end_SD + block.ls_1(mixed)
+    return end_SD + block.ls_2(block.mlp(block.ln_2(end_SD)))

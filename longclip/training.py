@@ -1,0 +1,124 @@
+"""LongClip, the LightningModule: embed, terms, total, log. Nothing else computes.
+
+In: a Batch. Out: one loss for one backward pass. What a recipe is made of (captions, terms, weights)
+arrives as arguments; this file knows no recipe by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from . import dist
+from .objectives.term import Loss, Term
+from .optim import AdamW, clamp_temperatures
+from .towers.clip import DualTower
+from .types import Batch, UserError
+
+
+class LongClip(lightning.LightningModule):
+    """Trains a DualTower with a recipe's terms.
+
+    Args:
+        tower: batch -> embeddings.
+        terms: name -> loss term; the total is the sum of `term.weight * loss`.
+        slots: caption group -> its slots (`Groups.slots`).
+        optim: builds the optimizer and gives the learning rate for a number of samples.
+        seed: all randomness of a step is a function of (seed, samples seen, rank), so there is no
+            random state to save.
+
+    Attributes:
+        samples_seen: images of the global batch trained on so far; the data position, too.
+    """
+
+    def __init__(
+        self, tower: DualTower, terms: Mapping[str, Term], slots: dict[str, slice], optim: AdamW, seed: int
+    ) -> None:
+        super().__init__()
+        self.tower, self.terms = tower, nn.ModuleDict(terms)
+        self.slots, self.optim, self.seed = slots, optim, seed
+        self.needs = frozenset[str]().union(*(term.needs for term in terms.values()))
+        self.samples_seen = 0
+        _check_groups(terms, slots)
+        tower.check_needs(self.needs)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        embeddings = self.tower(batch, self.slots, self.needs)
+        with torch.autocast(self.device.type, enabled=False):  # losses are float32
+            losses: dict[str, Loss] = {name: term(embeddings) for name, term in self.terms.items()}
+            total = torch.stack([self.terms[name].weight * loss.value for name, loss in losses.items()]).sum()
+        if not torch.isfinite(total):
+            raise UserError(self._not_finite(losses, batch))
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            self.log_dict(_measures(total, losses, embeddings.scale), sync_dist=dist.world() > 1)
+        return total
+
+    def configure_optimizers(self) -> Optimizer:
+        return self.optim.build(self)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        torch.manual_seed(hash((self.seed, self.samples_seen, dist.rank())) % 2**63)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = self.optim.lr_at(self.samples_seen)
+        self._batch_size = len(batch.keys) * dist.world()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        clamp_temperatures(self)
+        self.samples_seen += self._batch_size
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What makes the file complete on its own: plain JSON types only, never a config object."""
+        checkpoint["longclip"] = {
+            "samples_seen": self.samples_seen,
+            "model_cfg": self.tower.model_cfg,
+            "preprocess_cfg": self.tower.preprocess_cfg,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        _check_same_shapes(checkpoint["state_dict"], self.state_dict())
+        self.samples_seen = checkpoint["longclip"]["samples_seen"]
+
+    def _not_finite(self, losses: dict[str, Loss], batch: Batch) -> str:
+        bad = [f"{name} = {loss.value.item()}" for name, loss in losses.items() if not loss.value.isfinite()]
+        return (
+            f"the loss is not finite at step {self.global_step} ({', '.join(bad) or 'total'}); "
+            f"samples {', '.join(batch.keys[:8])}{', ...' if len(batch.keys) > 8 else ''}. "
+            "The last checkpoint is intact: look at these samples, lower optim.lr, or use trainer.precision=32-true"
+        )
+
+
+def _measures(total: Tensor, losses: dict[str, Loss], scale: Tensor) -> dict[str, Tensor]:
+    """What a step logs: the total, every term, what the terms measured, the temperature."""
+    values = {"train/loss": total.detach(), "scale": scale.detach()}
+    for name, loss in losses.items():
+        values[f"train/{name}"] = loss.value.detach()
+        values |= {f"train/{name}/{measure}": value for measure, value in loss.measures.items()}
+    return values
+
+
+def _check_groups(terms: Mapping[str, Term], slots: dict[str, slice]) -> None:
+    for name, term in terms.items():
+        if term.texts not in slots:
+            raise UserError(
+                f"term {name!r} reads the caption group {term.texts!r}, which this recipe does not have; "
+                f"its groups are {', '.join(sorted(slots))} (recipe.terms.{name}.texts=...)"
+            )
+
+
+def _check_same_shapes(saved: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    odd = sorted(saved.keys() ^ own.keys()) or [
+        f"{key} {tuple(saved[key].shape)} (here {tuple(own[key].shape)})"
+        for key in own
+        if saved[key].shape != own[key].shape
+    ]
+    if odd:
+        raise UserError(
+            f"the checkpoint is of another architecture or recipe: {len(odd)} tensors do not fit, first "
+            f"{', '.join(odd[:3])}; resume with the model and recipe of its config.yaml, or give this run another name"
+        )

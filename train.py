@@ -1,0 +1,58 @@
+"""Train a CLIP on long captions: `python train.py` is the demo, `python train.py --help` lists the choices.
+
+A table of contents: compose, build, fit, report. Everything below is importable and tested on its own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from conf.launch import launch
+from omegaconf import DictConfig, OmegaConf
+
+
+def train(config: DictConfig) -> dict[str, float]:
+    """Run one training; returns the final judgement."""
+    import lightning
+    from hydra.utils import instantiate
+
+    from eval import report
+    from longclip import callbacks, export, runs
+    from longclip.captions import Groups
+    from longclip.training import LongClip
+
+    run = Path(config.runs) / config.name
+    checkpoint = runs.claim(run, config.resume)
+    lightning.seed_everything(config.seed, verbose=False)
+
+    tower = instantiate(config.model)
+    groups = Groups(instantiate(config.recipe.captions), seed=config.seed)
+    terms = instantiate(config.recipe.terms)
+    module = LongClip(tower, terms, groups.slots, instantiate(config.optim), seed=config.seed)
+    data = instantiate(config.data, groups=groups, tokenizer=tower.tokenizer, preprocess=tower.preprocess_cfg)
+    benchmarks = instantiate(config.benchmark)
+    trainer = instantiate(
+        config.trainer,
+        max_steps=config.samples // config.batch_size,
+        logger=[instantiate(logger) for logger in config.logger.values()],
+        callbacks=[
+            callbacks.Banner(config.name, checkpoint),
+            callbacks.progress(),
+            instantiate(config.judge, benchmarks=benchmarks),
+            instantiate(config.checkpoints),
+            callbacks.Telemetry(),
+        ],
+    )
+    runs.write_config(run, OmegaConf.to_yaml(config, resolve=True))
+    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+
+    if not trainer.is_global_zero:
+        return {}
+    folder = run / "export"
+    if config.export:
+        export.export_run(run, folder)
+    return report.finish(run, folder if config.export else None)
+
+
+if __name__ == "__main__":
+    launch(train, "train")
