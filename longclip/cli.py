@@ -47,3 +47,42 @@ def parser() -> argparse.ArgumentParser:
     bring.add_argument("--context-length", type=int, help="stretch the positions to this; default: as they are")
     bring.set_defaults(run=_import)
     return root
+
+
+def _shards(options: argparse.Namespace) -> None:
+    import open_clip
+
+    from .data.convert import convert
+    from .tokens import Tokenizer
+
+    tokenizer = Tokenizer(open_clip.get_tokenizer(options.model), context_length=248)
+    report = convert(
+        options.source,
+        options.layout,
+        options.out,
+        samples_per_shard=options.samples_per_shard,
+        splitter=options.splitter,
+        tokenizer=tokenizer,
+        max_fault_share=options.max_faults,
+    )
+    print(report)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from .export import export_run
+
+    export_run(options.source, options.out)
+    print(f"next: python -m eval.run model={options.out}")
+
+
+def _import(options: argparse.Namespace) -> None:
+    from .export import import_weights
+
+    folder = import_weights(
+        options.source, options.out, architecture=options.architecture, context_length=options.context_length
+    )
+    print(f"wrote {folder}: model.backbone.weights=local-dir:{folder} trains from it")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -47,6 +47,15 @@ def gather(x: Tensor) -> Tensor:
     return gathered
 
 
+def anywhere(flag: bool | Tensor, device: torch.device | None = None) -> bool:
+    """Whether the flag holds on any process, so that all of them stop together or none does."""
+    if world() == 1:
+        return bool(flag)
+    flags = torch.as_tensor(flag, dtype=torch.int32, device=device).reshape(1)
+    torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+    return bool(flags)
+
+
 class Gather:
     """`gather` with a memory: two terms that ask for the same tensor share one collective.
 

@@ -8,6 +8,7 @@ constant features score 0 %, not 100 %.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -106,32 +107,28 @@ def _summary(ranks_N: Tensor) -> dict[str, float]:
     return {**scores, "median": median_rank(ranks_N), "queries": float(len(ranks_N))}
 
 
-def pointing(weights_SP: Tensor, box_S4: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Whether the heaviest patch of each sentence has its centre inside the sentence's box, [S] bool.
+def pointing(
+    weights_SP: Tensor, box_S4: Tensor, grid: tuple[int, int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Whether the heaviest patch of each sentence has its centre inside the sentence's box.
 
     weights_SP: grouping weights or similarities over patches, row by row. box_S4: left, top, right,
-    bottom as fractions; borders belong to the box. grid: patches down and across. A patch outside
-    that is as heavy as the heaviest inside makes it a miss, and so does a box between all centres.
+    bottom as fractions; borders belong to the box. grid: patches down and across, a square where None.
+    Returns hit_S, bool, and chance_S, how often a patch picked at random would hit: the share of
+    centres inside. A patch outside that is as heavy as the heaviest inside makes it a miss, and so
+    does a box between all centres.
 
     >>> weights = torch.tensor([[0.1, 0.7, 0.1, 0.1]])
-    >>> pointing(weights, torch.tensor([[0.5, 0.0, 1.0, 0.5]]), (2, 2))
-    tensor([True])
+    >>> pointing(weights, torch.tensor([[0.5, 0.0, 1.0, 0.5]]))
+    (tensor([True]), tensor([0.2500]))
     """
     _check_finite(weights_SP, "weight")
-    inside_SP = centres_inside(box_S4, grid)
-    assert weights_SP.shape == inside_SP.shape, f"{tuple(weights_SP.shape)} weights on a grid of {grid}"
-    lowest = -torch.inf
-    inside_S = weights_SP.masked_fill(~inside_SP, lowest).amax(1)
-    return inside_S > weights_SP.masked_fill(inside_SP, lowest).amax(1)
-
-
-def chance(box_S4: Tensor, grid: tuple[int, int]) -> Tensor:
-    """How often a patch picked at random points right: the share of centres inside each box, [S].
-
-    >>> chance(torch.tensor([[0.5, 0.0, 1.0, 0.5]]), (2, 2))
-    tensor([0.2500])
-    """
-    return centres_inside(box_S4, grid).float().mean(1)
+    side = math.isqrt(weights_SP.shape[1])
+    inside_SP = centres_inside(box_S4, grid or (side, side))
+    assert weights_SP.shape == inside_SP.shape, f"weights {tuple(weights_SP.shape)}, grid {grid or side}"
+    inside_S = weights_SP.masked_fill(~inside_SP, -torch.inf).amax(1)
+    outside_S = weights_SP.masked_fill(inside_SP, -torch.inf).amax(1)
+    return inside_S > outside_S, inside_SP.float().mean(1)
 
 
 def centres_inside(box_S4: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -104,8 +104,8 @@ def pack(texts: Sequence[Sequence[Text | None]], tokenizer: Tokenizer) -> Packed
     (open_clip forces it into the last slot as well). A slot that is None owns no tokens.
     """
     prefix, suffix = tokenizer.prefix, tokenizer.suffix
-    room = tokenizer.context_length - len(prefix) - len(suffix)
     extra = len(prefix) + len(suffix)
+    room = tokenizer.context_length - extra
     shape = (len(texts), len(texts[0]) if texts else 0)
     assert all(len(row) == shape[1] for row in texts), "every image has the same number of caption slots"
     parts: list[tuple[int, ...]] = []
@@ -137,7 +137,7 @@ def unpack(tokens_T: Tensor, lengths_S: Tensor, context_length: int, pad_id: int
         tokens_T: flat tokens of S texts, end to end.
         lengths_S: how many belong to each.
         context_length: L.
-        pad_id: what fills the rest (0 for `SimpleTokenizer`, where it is also the token of "!").
+        pad_id: what fills the rest (0 for `SimpleTokenizer`, also its token of a "!" that begins a word).
     """
     lengths_S = lengths_S.to(tokens_T.device)
     longest, total = int(lengths_S.max()) if len(lengths_S) else 0, int(lengths_S.sum())

@@ -52,7 +52,7 @@ class LongClip(lightning.LightningModule):
         with torch.autocast(self.device.type, enabled=False):  # losses are float32
             losses: dict[str, Loss] = {name: term(embeddings) for name, term in self.terms.items()}
             total = torch.stack([self.terms[name].weight * loss.value for name, loss in losses.items()]).sum()
-        if not torch.isfinite(total):
+        if dist.anywhere(~torch.isfinite(total), self.device):
             raise UserError(self._not_finite(losses, batch))
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
             self.log_dict(_measures(total, losses, embeddings.scale), sync_dist=dist.world() > 1)
@@ -60,6 +60,9 @@ class LongClip(lightning.LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         return self.optim.build(self)
+
+    def on_fit_start(self) -> None:
+        self.trainer.datamodule.position = self.samples_seen  # type: ignore[attr-defined]
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(hash((self.seed, self.samples_seen, dist.rank())) % 2**63)

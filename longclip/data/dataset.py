@@ -12,7 +12,7 @@ import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,9 @@ class Dataset:
         self._trusted = [wanted is None or index.tokenizer == wanted for index in indexes]
         self._files: OrderedDict[int, int] = OrderedDict()
         if not len(self):
-            raise UserError(f"the shards in {self.directory} hold no samples; make them again (longclip shards ...)")
+            raise UserError(
+                f"the shards in {self.directory} hold no samples; make them again (longclip shards ...)"
+            )
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -60,16 +62,18 @@ class Dataset:
         Raises:
             UserError: the bytes at its place are not what a writer puts there.
         """
+        assert 0 <= index < len(self), f"record {index} of {len(self)}"
         shard = bisect_right(self._ends, index)
         offset, size = int(self._offsets[index]), int(self._sizes[index])
         block = os.pread(self._file(shard), size, offset)
         try:
             if len(block) != size:
                 raise ValueError(f"{len(block)} bytes instead of {size}")
-            return self._parse(_members(block), self._trusted[shard])
+            return self._parse(*_members(block), self._trusted[shard])
         except (ValueError, KeyError, TypeError, IndexError) as error:
+            place = index - (self._ends[shard - 1] if shard else 0)
             raise UserError(
-                f"sample {index - ([0, *self._ends])[shard]} of {self.shards[shard]} is damaged ({error!s:.80}); "
+                f"sample {place} of {self.shards[shard]} is damaged ({error!s:.80}); "
                 f"remove {self.directory} and make it again (longclip shards ...)"
             ) from error
 
@@ -82,7 +86,7 @@ class Dataset:
         for path in self.shards:
             yield from read_index(path).keys
 
-    def _parse(self, members: dict[str, bytes], trusted: bool) -> Record:
+    def _parse(self, key: str, members: dict[str, bytes], trusted: bool) -> Record:
         described = json.loads(members["json"])
         ids = np.frombuffer(members["ids"], "<u2").tolist() if trusted and "ids" in members else None
         captions, used = [], 0
@@ -90,15 +94,14 @@ class Dataset:
             spans = [(start, end) for start, end in item["sentences"]]
             if ids is not None:
                 ends = list(accumulate(item["counts"], initial=used))
-                sentence_ids = [tuple(ids[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+                sentence_ids = [tuple(ids[a:b]) for a, b in pairwise(ends)]
                 used = ends[-1]
             else:
                 sentence_ids = [self._tokenise(item["text"][start:end]) for start, end in spans]
             captions.append(_caption(item, spans, sentence_ids))
         if ids is not None and used != len(ids):
             raise ValueError(f"{len(ids)} ids for sentences of {used}")
-        extension = next(kind for kind in IMAGES if kind in members)
-        key = members["key"].decode()
+        extension = next((kind for kind in IMAGES if kind in members), "image")
         return Record(key, members[extension], extension, tuple(captions), described["meta"])
 
     def _tokenise(self, text: str) -> tuple[int, ...]:
@@ -127,7 +130,9 @@ def _shards(directory: Path) -> list[Path]:
     if not directory.is_dir():
         raise UserError(f"{directory} is no folder of shards (looked for {directory}/000000.tar); {make}")
     if (directory / UNFINISHED).exists():
-        raise UserError(f"{directory} is UNFINISHED: its conversion was interrupted or still runs; run it again")
+        raise UserError(
+            f"{directory} is UNFINISHED: its conversion was interrupted or still runs; run it again"
+        )
     indexed = {path.with_suffix("").with_suffix(".tar") for path in directory.glob("*.index.json")}
     found = sorted(indexed | set(directory.glob("*.tar")))
     if not found:
@@ -137,24 +142,26 @@ def _shards(directory: Path) -> list[Path]:
     return found
 
 
-def _members(block: bytes) -> dict[str, bytes]:
-    """The members of one sample by extension, and its key under "key". tarfile takes ten times as long."""
+def _members(block: bytes) -> tuple[str, dict[str, bytes]]:
+    """The key and the members of one sample, by extension. tarfile takes ten times as long."""
     members: dict[str, bytes] = {}
+    keys: set[bytes] = set()
     at = 0
     while at < len(block):
         header = block[at : at + 512]
         if header[257:262] != b"ustar" or header[156:157] not in (b"0", b"\0"):
             raise ValueError("no tar member where one is expected")
         key, _, extension = header[:100].rstrip(b"\0").partition(b".")
+        keys.add(key)
         size = int(header[124:136].rstrip(b"\0 "), 8)
-        if members.setdefault("key", key) != key:
-            raise ValueError(f"members of {members['key']!r} and {key!r} in one sample")
         at += 512
         if at + size > len(block):
             raise ValueError("member longer than its sample")
         members[extension.decode()] = block[at : at + size]
         at += -(-size // 512) * 512
-    return members
+    if len(keys) != 1:
+        raise ValueError(f"members of {len(keys)} keys in one sample")
+    return keys.pop().decode(), members
 
 
 def _caption(
@@ -162,7 +169,7 @@ def _caption(
 ) -> Caption:
     boxes = item.get("boxes") or [None] * len(spans)
     sentences = tuple(
-        Sentence(start, end, ids, tuple(box) if box else None)  # type: ignore[arg-type]
+        Sentence(start, end, ids, tuple(box) if box else None)
         for (start, end), ids, box in zip(spans, sentence_ids, boxes, strict=True)
     )
     return Caption(item["source"], item["text"], sentences)

@@ -4,8 +4,8 @@ In: the bytes of a JPEG, PNG or WebP. Out: a uint8 tensor [3, H, W]; normalising
 device. `EvalTransform` is open_clip's evaluation preprocessing and `Augment` its training
 preprocessing, both on uint8 tensors. They differ from open_clip in two known ways. Torch's
 antialiased resize rounds differently from PIL's: within 2 of 255 levels, except for a few pixels on the hard
-edges of tall images, because Pillow 13 resizes those vertically first and torch horizontally. And a 16-bit grey PNG keeps
-its upper eight bits, where PIL's `convert("RGB")`, and so open_clip, clips it to white.
+edges of tall images, because Pillow 13 resizes those vertically first and torch horizontally. And a
+16-bit grey PNG keeps its upper eight bits, where PIL's `convert("RGB")`, and so open_clip, clips it.
 
 As in open_clip, EXIF orientation is ignored and transparency is dropped, not blended.
 """
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms.v2 import functional
 
 from ..types import UserError
 
@@ -132,53 +132,56 @@ class EvalTransform:
 
 @dataclass(frozen=True)
 class Augment:
-    """Training preprocessing: a random crop resized to `size`, optionally mirrored and colour-jittered.
+    """Training preprocessing: a random crop, resized, optionally mirrored and colour-jittered.
 
     The crop is drawn as torchvision's RandomResizedCrop draws it, but only from the generator passed in.
     `scale=(1, 1)` means the largest centred crop that `ratio` allows, and draws nothing. With
     `flip=0` and `jitter=0` on top, an image that has the right size passes through untouched.
 
     Args:
-        size: pixels of a side.
         scale: share of the image's area, least and most.
         ratio: width / height of the crop, least and most.
         flip: probability of mirroring; captions that say "left" are then wrong.
         jitter: brightness, contrast and saturation each change by a factor in [1 - jitter, 1 + jitter].
-        interpolation: "bicubic" or "bilinear".
     """
 
-    size: int
     scale: tuple[float, float] = (0.9, 1.0)
     ratio: tuple[float, float] = (0.75, 1.3333)
     flip: float = 0.0
     jitter: float = 0.0
-    interpolation: str = "bicubic"
 
     def __post_init__(self) -> None:
-        _one_of("interpolation", self.interpolation, ("bicubic", "bilinear"))
+        for name in ("scale", "ratio"):  # configurations bring lists of their own kind, slow to read
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise UserError(f"scale is two shares of the area in (0, 1], smaller first; got {tuple(self.scale)}")
+            raise UserError(f"scale is two shares of the area in (0, 1], smaller first; got {self.scale}")
         if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise UserError(f"ratio is two numbers above 0, smaller first; got {tuple(self.ratio)}")
+            raise UserError(f"ratio is two numbers above 0, smaller first; got {self.ratio}")
         if not (0 <= self.flip <= 1 and 0 <= self.jitter < 1):
             raise UserError(f"flip and jitter lie in [0, 1]; got flip={self.flip} and jitter={self.jitter}")
 
-    def __call__(self, image_CHW: Tensor, rng: random.Random) -> Tensor:
+    def __call__(
+        self, image_CHW: Tensor, size: int, rng: random.Random, interpolation: str = "bicubic"
+    ) -> Tensor:
         """uint8 [3, H, W] -> [3, size, size]."""
-        top, left, height, width = self._crop(*image_CHW.shape[1:], rng)
+        top, left, height, width = self._crop(image_CHW.shape[1], image_CHW.shape[2], rng)
         image_CHW = image_CHW[:, top : top + height, left : left + width]
-        image_CHW = _resize(image_CHW, (self.size, self.size), self.interpolation)
+        image_CHW = _resize(image_CHW, (size, size), interpolation)
         if self.flip and rng.random() < self.flip:
             image_CHW = image_CHW.flip(2)
         if self.jitter:
-            for adjust in (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation):
+            for adjust in (
+                functional.adjust_brightness,
+                functional.adjust_contrast,
+                functional.adjust_saturation,
+            ):
                 image_CHW = adjust(image_CHW, rng.uniform(1 - self.jitter, 1 + self.jitter))
         return image_CHW
 
     def _crop(self, height: int, width: int, rng: random.Random) -> tuple[int, int, int, int]:
         """Top, left, height and width: ten tries, then the largest centred crop of an allowed ratio."""
         low, high = self.ratio
-        if tuple(self.scale) != (1.0, 1.0):
+        if self.scale != (1.0, 1.0):
             for _ in range(10):
                 area = height * width * rng.uniform(*self.scale)
                 ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
@@ -193,12 +196,12 @@ class Augment:
 def _resize(image_CHW: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
     if tuple(image_CHW.shape[1:]) == size:
         return image_CHW
-    return F.resize_image(image_CHW, list(size), InterpolationMode(interpolation), antialias=True)
+    return functional.resize_image(image_CHW, list(size), InterpolationMode(interpolation), antialias=True)
 
 
 def _centre(image_CHW: Tensor, size: int) -> Tensor:
     """The centre as open_clip cuts it; black where the image is smaller."""
-    return F.center_crop_image(image_CHW, [size, size])
+    return functional.center_crop_image(image_CHW, [size, size])
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

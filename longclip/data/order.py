@@ -41,7 +41,7 @@ class Order:
         for name in ("samples", "block", "window"):
             if getattr(self, name) < 1:
                 raise UserError(
-                    f"the order of samples needs {name} >= 1 and got {getattr(self, name)}; set it to 1 or more"
+                    f"an order of samples needs {name} >= 1, got {getattr(self, name)}; set it to 1 or more"
                 )
 
     def at(self, position: int) -> tuple[int, int]:
@@ -79,16 +79,18 @@ class Batches:
     def __init__(
         self, order: Order, global_batch: int, rank: int, world: int, start: int, stop: int, before: int = 0
     ) -> None:
-        assert 0 <= rank < world and start >= 0, f"rank {rank} of {world}, start {start}"
+        assert 0 <= rank < world, f"rank {rank} of {world}"
         if global_batch < 1 or global_batch % world:
             raise UserError(
                 f"batch_size counts the samples of all processes and must be a multiple of their number: "
-                f"{global_batch} over {world} processes; set data.batch_size={max(1, global_batch // world) * world}"
+                f"{global_batch} over {world} processes; "
+                f"set batch_size={max(1, global_batch // world) * world}"
             )
         if order.samples < global_batch:
+            largest = order.samples // world * world or world
             raise UserError(
                 f"the training data has {order.samples} samples, fewer than one batch of {global_batch}; "
-                f"set data.batch_size={max(1, order.samples // world) * world} or point data.train=FOLDER at a larger dataset"
+                f"set batch_size={largest} or name more data: data.root=FOLDER"
             )
         self.order, self.global_batch, self.local = order, global_batch, global_batch // world
         self.first, self.start, self.before = rank * self.local, start, before

@@ -106,7 +106,8 @@ def vary(scene: Scene, rng: random.Random, of: int) -> tuple[list[Scene], int, s
     odd = rng.choice(candidates)
     attribute = rng.choice(tuple(CHOICES))
     names = {thing.name for index, thing in enumerate(scene.things) if index != odd}
-    variants = [scene.things[odd]._replace(**{attribute: value}) for value in CHOICES[attribute]]
+    like = scene.things[odd]._asdict()
+    variants = [Thing(**(like | {attribute: value})) for value in CHOICES[attribute]]
     variants = [thing for thing in variants if thing.name not in names]
     assert len(variants) >= of, f"only {len(variants)} values of {attribute} leave the names unique"
     chosen = rng.sample(variants, of)

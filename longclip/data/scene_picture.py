@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 _INK = ("#c2185b", "#1565c0", "#2e7d32")
 _PLAIN, _FAINT = "#222222", "#8a8a8a"
 _WIDTH, _HEIGHT, _SIDE = 12.6, 9.2, 2.6  # inches: the figure, a picture
-_MARGIN = 0.25
+_MARGIN, _DPI = 0.25, 150
 _LINE = 0.195  # inches from line to line
-_FONT, _BAR = 9.3, 2.0  # points: the letters, the bar that ends a measured word
+_FONT = 9.3  # points
 _LONGEST = 540  # characters of a paragraph that fits beside its picture
 
 
@@ -30,7 +30,7 @@ def picture(path: Path, seed: int = 0) -> None:
     """Four scenes with three sentences marked, and two scenes of a distractor group, as a PNG at `path`."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(_WIDTH, _HEIGHT), dpi=150, facecolor="white")
+    figure = Figure(figsize=(_WIDTH, _HEIGHT), dpi=_DPI, facecolor="white")
     page = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     page.axis("off")
     scenes = list(_handsome(seed))
@@ -83,7 +83,7 @@ def _marked(told: list[Told]) -> dict[int, str]:
 def _cell(page: Axes, number: int, scene: Scene, told: list[Told], inks: dict[int, str], rest: str) -> None:
     """One picture with its caption to the right; marked sentences and their boxes share a colour."""
     left, top = _MARGIN + (number % 2) * _WIDTH / 2, _top(number)
-    page.imshow(render(scene, 480), extent=(left, left + _SIDE, top + _SIDE, top), interpolation="lanczos")
+    page.imshow(render(scene, round(_SIDE * _DPI)), extent=(left, left + _SIDE, top + _SIDE, top))
     for index, ink in inks.items():
         _outline(page, told[index][1], left, top, ink)
     words = [(word, inks.get(index, rest)) for index, (text, _) in enumerate(told) for word in text.split()]
@@ -102,16 +102,21 @@ def _outline(page: Axes, box: Box | None, left: float, top: float, ink: str) -> 
 
 def _write(page: Axes, words: list[tuple[str, str]], left: float, top: float, width: float) -> None:
     """Words in their colours, wrapped at `width` inches, the first base line at `top`."""
-    from matplotlib.textpath import TextPath
-
-    x, y = 0.0, top
+    x, y, space = 0.0, top, _length("| |") - 2 * _length("|")  # a space alone has no extent
     for word, ink in words:
-        # "|" keeps the space: a path's extent ends with its last stroke.
-        length = (TextPath((0, 0), f"{word} |", size=_FONT).get_extents().x1 - _BAR) / 72
-        if x + length - _FONT / 3 / 72 > width:
+        length = _length(word)
+        if x + length > width:
             x, y = 0.0, y + _LINE
         page.text(left + x, y, word, fontsize=_FONT, color=ink, va="baseline")
-        x += length
+        x += length + space
+
+
+def _length(text: str) -> float:
+    """Inches that a line of text takes."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    return text_to_path.get_text_width_height_descent(text, FontProperties(size=_FONT), ismath=False)[0] / 72
 
 
 def _top(number: int) -> float:

@@ -80,9 +80,10 @@ def _silhouette(shape: str, size: str, side: int) -> tuple[Mask, Mask]:
     down, across = (np.mgrid[0:width, 0:width] + 0.5) / width * 2 - 1
     mask = _MASKS[shape](across, down)
     line = max(1, round(side / 120))
-    padded = Image.fromarray(np.pad(mask, line).astype(np.uint8))
-    eroded = np.asarray(padded.filter(ImageFilter.MinFilter(2 * line + 1)))
-    return mask, eroded[line:-line, line:-line] > 0
+    inside = Image.fromarray(np.pad(mask, line).astype(np.uint8))
+    for _ in range(line):
+        inside = inside.filter(ImageFilter.MinFilter(3))
+    return mask, np.asarray(inside)[line:-line, line:-line] > 0
 
 
 @lru_cache(maxsize=256)

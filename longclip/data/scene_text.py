@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from longclip.data.scene_facts import SIZES, Relation, Scene, Thing, compose, relations, vary
+from longclip.data.scene_facts import Relation, Scene, Thing, compose, relations, vary
 from longclip.types import Box
 
 Told = tuple[str, Box | None]
@@ -28,11 +28,11 @@ _GENERAL = (
 )
 _THING = (
     "{article} {size} {texture} {name} is {place}.",
-    "{place} there is {article} {size} {texture} {name}.",
+    "{place} is {article} {size} {texture} {name}.",
     "{article} {name}, {size} and {texture}, lies {place}.",
 )
 _RELATION = ("The {first} is {word} the {second}.", "{word} the {second} we see the {first}.")
-_WORDS = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
+_WORDS = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
 _OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 _PLACES = (
     (
@@ -144,6 +144,3 @@ def _told(order: list[int], chosen: list[Relation], scene: Scene, rng: random.Ra
 
 def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
-
-
-assert set(SIZES) == {"small", "medium", "large"}, "`general` names the one large thing"

@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import simplejpeg
 
@@ -39,6 +40,18 @@ VERSION = 1
 
 _SMALLEST = 16  # pixels; below, things are specks
 _CHUNK = 100  # scenes in a task
+
+
+class Parameters(NamedTuple):
+    """What the scenes under a root depend on, as its scenes.json tells."""
+
+    train: int
+    heldout: int
+    groups: int
+    size: int
+    seed: int
+    version: int
+    tokenizer: str
 
 
 def make(
@@ -62,13 +75,12 @@ def make(
     """
     if size < _SMALLEST:
         raise UserError(
-            f"scenes of size={size} pixels are too small to see; size must be {_SMALLEST} or more."
+            f"Scenes of size={size} pixels are too small to see; size must be {_SMALLEST} or more."
         )
     root, tokenizer = Path(root), tokenizer or default_tokenizer()
     counts = {"train": train, "heldout": heldout, "distractors": groups * GROUP}
     paths = {split: root / split for split, count in counts.items() if count}
-    wanted = {"train": train, "heldout": heldout, "groups": groups, "size": size, "seed": seed}
-    wanted |= {"version": VERSION, "tokenizer": tokenizer.name_hash}
+    wanted = Parameters(train, heldout, groups, size, seed, VERSION, tokenizer.name_hash)
     if _is_made(root, wanted):
         return paths
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +92,7 @@ def make(
             for split in paths:
                 made = chain.from_iterable(mapped(_tasks(split, counts[split])))
                 shards.write(watch(made), whole / split, tokenizer_hash=tokenizer.name_hash)
-        (whole / "scenes.json").write_text(json.dumps(wanted, indent=1))
+        (whole / "scenes.json").write_text(json.dumps(wanted._asdict(), indent=1))
         _publish(whole, root, wanted)
     return paths
 
@@ -113,7 +125,7 @@ def default_tokenizer() -> Tokenizer:
     return Tokenizer(open_clip.get_tokenizer("ViT-B-16", context_length=248), 248)
 
 
-def _is_made(root: Path, wanted: dict[str, object]) -> bool:
+def _is_made(root: Path, wanted: Parameters) -> bool:
     """Whether the root holds these scenes; False where it is missing or empty.
 
     Raises UserError where it holds anything else.
@@ -126,23 +138,24 @@ def _is_made(root: Path, wanted: dict[str, object]) -> bool:
             )
         return False
     try:
-        found = dict(json.loads(manifest.read_text()))
+        found = Parameters(**json.loads(manifest.read_text()))
     except (ValueError, TypeError) as error:
         raise UserError(
-            f"{manifest} is not the list of parameters it should be; remove {root} to make its scenes anew."
+            f"{manifest} does not list the parameters of scenes; remove {root} to make them anew."
         ) from error
-    differing = [key for key in wanted if found.get(key) != wanted[key]]
+    differing = [field for field in Parameters._fields if getattr(found, field) != getattr(wanted, field)]
     if differing:
-        had = ", ".join(f"{key}={found.get(key)}" for key in differing)
-        asked = ", ".join(f"{key}={wanted[key]}" for key in differing)
+        had, asked = (
+            ", ".join(f"{key}={getattr(made, key)}" for key in differing) for made in (found, wanted)
+        )
         raise UserError(
-            f"the scenes in {root} were made with {had}, not {asked}; choose another directory, "
-            "or remove this one."
+            f"The scenes in {root} were made with {had}, not {asked}; "
+            "choose another directory, or remove this one."
         )
     return True
 
 
-def _publish(whole: Path, root: Path, wanted: dict[str, object]) -> None:
+def _publish(whole: Path, root: Path, wanted: Parameters) -> None:
     """Move the finished directory into place; another process that was faster with the same scenes wins."""
     try:
         os.rename(whole, root)
@@ -227,8 +240,9 @@ def main() -> None:
         from longclip.data.scene_picture import picture
 
         picture(Path(options.picture), options.seed)
+        print(f"drew {options.picture}")
     if options.make:
-        make(options.make, seed=options.seed)
+        print(*make(options.make, seed=options.seed).values(), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Shards: tar files that stock webdataset and open_clip read too, each with an index beside it.
 
-In: `Record`s. Out: `DIR/000000.tar`, `DIR/000000.index.json`, ... and a `Dataset` that reads any record by number.
-A sample's members are
+In: `Record`s. Out: `DIR/000000.tar`, `DIR/000000.index.json`, ... (`dataset.Dataset` reads them). A
+sample's members are
 
     KEY.jpg|png|webp  the encoded picture
     KEY.txt           the first caption, for tools that know one caption an image
@@ -21,6 +21,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple
@@ -84,7 +85,9 @@ class Writer:
             record has no caption or an unknown extension; no record came at all.
     """
 
-    def __init__(self, directory: str | Path, samples_per_shard: int = 1000, tokenizer_hash: str = "") -> None:
+    def __init__(
+        self, directory: str | Path, samples_per_shard: int = 1000, tokenizer_hash: str = ""
+    ) -> None:
         if samples_per_shard < 1:
             raise UserError(f"samples_per_shard is {samples_per_shard}; it must be 1 or more")
         self.directory, self.samples_per_shard = Path(directory), samples_per_shard
@@ -106,7 +109,9 @@ class Writer:
         """Finish the last shard and declare the folder complete."""
         self._finish_shard()
         if not self._keys:
-            raise UserError(f"no samples came for {self.directory}: there is nothing to write; check the source")
+            raise UserError(
+                f"no samples came for {self.directory}: there is nothing to write; check the source"
+            )
         (self.directory / UNFINISHED).unlink()
 
     def _finish_shard(self) -> None:
@@ -136,8 +141,10 @@ class _OpenShard:
         self.path, self.partial = path, path.with_suffix(".tar.partial")
         self.keys: list[str] = []
         self.ends, self.captions = [0], 0
-        self._file: IO[bytes] = open(self.partial, "wb")
-        self._tar = TarWriter(self._file, user="longclip", group="longclip", mode=0o644, mtime=0, encoder=False)
+        self._file: IO[bytes] = open(self.partial, "wb")  # noqa: SIM115 - closed by finish or abandon
+        self._tar = TarWriter(
+            self._file, user="longclip", group="longclip", mode=0o644, mtime=0, encoder=False
+        )
 
     def add(self, record: Record, with_ids: bool) -> None:
         self._tar.write({"__key__": record.key, **_members(record, with_ids)})
@@ -152,7 +159,15 @@ class _OpenShard:
             sha256, size = hashlib.file_digest(whole, "sha256").hexdigest(), os.fstat(whole.fileno()).st_size
         sizes = [end - start for start, end in zip(self.ends, self.ends[1:], strict=False)]
         index = Index(
-            VERSION, len(self.keys), self.keys, self.ends[:-1], sizes, self.captions, size, sha256, tokenizer_hash
+            VERSION,
+            len(self.keys),
+            self.keys,
+            self.ends[:-1],
+            sizes,
+            self.captions,
+            size,
+            sha256,
+            tokenizer_hash,
         )
         with open(f"{_index_path(self.path)}.partial", "wb") as file:
             file.write(json.dumps(index._asdict(), ensure_ascii=False, separators=(",", ":")).encode())
@@ -160,7 +175,11 @@ class _OpenShard:
         return index
 
     def abandon(self) -> None:
-        self._file.close()
+        """Leave nothing, also where the disk is full and even closing fails."""
+        with suppress(OSError):
+            self._tar.close()
+        with suppress(OSError):
+            self._file.close()
         self.partial.unlink(missing_ok=True)
 
 
@@ -171,18 +190,26 @@ def read_index(tar: Path) -> Index:
         UserError: the shard is torn: its index is missing, unreadable or tells another size.
     """
     path = _index_path(tar)
-    again = f"the shard was not written to its end; remove {tar.parent} and make it again (longclip shards ...)"
+    again = (
+        f"the shard was not written to its end; remove {tar.parent} and make it again (longclip shards ...)"
+    )
     try:
         index = Index(**json.loads(path.read_bytes()))
         found = tar.stat().st_size
     except FileNotFoundError as error:
-        raise UserError(f"{tar} and {path.name} belong together, but {error.filename} is missing: {again}") from error
+        raise UserError(
+            f"{tar} and {path.name} belong together, but {error.filename} is missing: {again}"
+        ) from error
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is no index of a shard ({error}): {again}") from error
     if index.version != VERSION:
-        raise UserError(f"{path} has version {index.version}, this longclip reads {VERSION}; make the shards again")
+        raise UserError(
+            f"{path} has version {index.version}, this longclip reads {VERSION}; make the shards again"
+        )
     if not len(index.keys) == len(index.offsets) == len(index.sizes) == index.samples:
-        raise UserError(f"{path} lists {index.samples} samples but not a key, offset and size for each: {again}")
+        raise UserError(
+            f"{path} lists {index.samples} samples but not a key, offset and size for each: {again}"
+        )
     if found != index.bytes:
         raise UserError(f"{tar} has {found} bytes, its index says {index.bytes}: {again}")
     return index
@@ -195,9 +222,15 @@ def _index_path(tar: Path) -> Path:
 def _start(directory: Path) -> None:
     """An empty, UNFINISHED folder. What an interrupted writer left is removed; finished shards never are."""
     directory.mkdir(parents=True, exist_ok=True)
-    left = [p for p in directory.iterdir() if p.name[:6].isdigit() and p.name[6:].startswith((".tar", ".index.json"))]
+    left = [
+        p
+        for p in directory.iterdir()
+        if p.name[:6].isdigit() and p.name[6:].startswith((".tar", ".index.json"))
+    ]
     if any(p.suffix == ".json" for p in left) and not (directory / UNFINISHED).exists():
-        raise UserError(f"{directory} already holds finished shards; choose another folder or remove this one")
+        raise UserError(
+            f"{directory} already holds finished shards; choose another folder or remove this one"
+        )
     (directory / UNFINISHED).touch()
     for path in left:
         path.unlink()
@@ -215,7 +248,8 @@ def _check(record: Record, seen: set[str]) -> None:
     key = record.key
     if not key or not key.isprintable() or set(key) & set("./\\") or len(key.encode()) > LONGEST_KEY:
         raise UserError(
-            f"sample key {key!r} cannot name members of a tar: give it 1 to {LONGEST_KEY} bytes without dots or slashes"
+            f"sample key {key!r} cannot name members of a tar: "
+            f"give it 1 to {LONGEST_KEY} bytes without dots or slashes"
         )
     if key in seen:
         raise UserError(f"sample key {key!r} comes twice; keys must be unique within a dataset")
@@ -228,7 +262,10 @@ def _check(record: Record, seen: set[str]) -> None:
 def _members(record: Record, with_ids: bool) -> dict[str, bytes]:
     ids = [token for caption in record.captions for sentence in caption.sentences for token in sentence.ids]
     with_ids = with_ids and max(ids, default=0) <= 0xFFFF
-    described = {"captions": [_described(caption, with_ids) for caption in record.captions], "meta": record.meta}
+    described = {
+        "captions": [_described(caption, with_ids) for caption in record.captions],
+        "meta": record.meta,
+    }
     members = {
         record.extension: record.image,
         "txt": record.captions[0].text.encode(),

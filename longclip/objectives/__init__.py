@@ -8,7 +8,7 @@ from longclip.objectives.components import PrimaryComponents
 from longclip.objectives.contrastive import Contrastive
 from longclip.objectives.grouping import Grouping
 from longclip.objectives.sigmoid import Sigmoid
-from longclip.objectives.term import Loss, Term, clamp_temperatures
+from longclip.objectives.term import Loss, Term
 
 __all__ = [
     "Contrastive",
@@ -17,5 +17,4 @@ __all__ = [
     "PrimaryComponents",
     "Sigmoid",
     "Term",
-    "clamp_temperatures",
 ]

@@ -38,8 +38,9 @@ def cross_entropy(
     """Softmax cross-entropy of `scale * row . column` over the columns where `mask_X` is True.
 
     As `torch.nn.functional.cross_entropy` on the valid columns alone, label smoothing included
-    (epsilon is spread over the valid ones). Rows whose own column is masked give a finite number
-    that means nothing: weigh them with 0. A tie with the right column counts as wrong.
+    (epsilon is spread over the valid ones). Rows whose own column is masked give a number that means
+    nothing: mask them out of what follows (a product with 0 could meet an infinity). A tie with the
+    right column counts as wrong.
     """
     # Written as lse - (1 - eps) * target - eps * mean(valid), so that no masked -inf meets a zero.
     logits_RX = scale * row_RE @ column_XE.T
@@ -82,9 +83,9 @@ def info_nce(
         text_GE, mask_G = text_GKE[:, slot], mask_GK[:, slot]
         images = cross_entropy(image_GE[rows], text_GE, mask_G, target_R, scale, label_smoothing)
         texts = cross_entropy(text_GE[rows], image_GE, everyone_G, target_R, scale, label_smoothing)
-        present_R = mask_G[rows]
-        loss = ((images.loss_R + texts.loss_R) / 2 * present_R).sum()
-        return loss, ((images.right_R + texts.right_R) / 2 * present_R).sum()
+        absent_R = ~mask_G[rows]
+        loss_R, right_R = images.loss_R + texts.loss_R, images.right_R + texts.right_R
+        return loss_R.masked_fill(absent_R, 0).sum() / 2, right_R.masked_fill(absent_R, 0).sum() / 2
 
     # Several slots make each one's logits again in the backward pass, so that memory stays at one
     # slot's R x G instead of K of them.

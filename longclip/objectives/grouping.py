@@ -67,7 +67,7 @@ def contrast_over_batch(
         target_R = first_R + slot
         texts = cross_entropy(text_XE[target_R], grouped_XE, mask_X, target_R, scale)
         groups = cross_entropy(grouped_XE[target_R], text_XE, mask_X, target_R, scale)
-        return ((texts.loss_R + groups.loss_R) / 2 * mask_X[target_R]).sum()
+        return (texts.loss_R + groups.loss_R).masked_fill(~mask_X[target_R], 0).sum() / 2
 
     # Made again in the backward pass: one R x X tile alive at a time, never X x X.
     return torch.stack([again_in_backward(both_ways, k) for k in range(slots)]).sum()
@@ -84,7 +84,7 @@ def contrast_within_image(text_BKE: Tensor, grouped_BKE: Tensor, mask_BK: Tensor
     lowest = torch.finfo(logits_BKK.dtype).min
     texts_BK = logits_BKK.masked_fill(~mask_BK[:, None, :], lowest).logsumexp(2) - own_BK
     groups_BK = logits_BKK.masked_fill(~mask_BK[:, :, None], lowest).logsumexp(1) - own_BK
-    return ((texts_BK + groups_BK) / 2 * mask_BK).sum()
+    return (texts_BK + groups_BK).masked_fill(~mask_BK, 0).sum() / 2
 
 
 def entropy(weights_BKP: Tensor) -> Tensor:

@@ -7,16 +7,11 @@ terms and logs the measures; it never learns what a term computes.
 from __future__ import annotations
 
 import abc
-import math
 from typing import ClassVar, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from longclip.types import Embeddings
-
-MAX_LOGIT_SCALE = math.log(100)
-"""CLIP's ceiling for a learned temperature (Radford et al. 2021, section 2.5)."""
 
 
 class Loss(NamedTuple):
@@ -31,7 +26,7 @@ class Term(nn.Module, abc.ABC):
 
     texts: the caption group it reads. weight: its factor in the total, applied by the trainer.
     A learnable temperature is a scalar parameter called `logit_scale`, a learnable offset
-    `logit_bias`: by these names they are spared weight decay and the temperature is clamped.
+    `logit_bias`: by these names the optimizer spares them weight decay and clamps the temperature.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -45,11 +40,3 @@ class Term(nn.Module, abc.ABC):
     @abc.abstractmethod
     def forward(self, embeddings: Embeddings) -> Loss:
         """The loss of the global batch, as this process's share of it (see `Loss`)."""
-
-
-@torch.no_grad()
-def clamp_temperatures(module: nn.Module) -> None:
-    """Keep every parameter called `logit_scale` inside `module` within [0, ln 100], in place."""
-    for name, parameter in module.named_parameters():
-        if name.rpartition(".")[2] == "logit_scale":
-            parameter.clamp_(0, MAX_LOGIT_SCALE)

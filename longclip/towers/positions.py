@@ -2,8 +2,8 @@
 
 In goes a table [L, D] as it was trained, out comes one for a longer context: `stretch` keeps what the
 first rows know (Long-CLIP), `interpolate` is what open_clip does. `freeze_head` splits the table that a
-text tower holds into a frozen head and a trainable tail, and `merge` joins them again under open_clip's
-own name, so that nothing outside ever sees two tables.
+text tower holds into a frozen head and a trainable tail, and `merge_tables` joins them again under
+open_clip's own name, so that nothing outside ever sees two tables.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -52,7 +51,9 @@ def interpolate(table_LD: Tensor, length: int) -> Tensor:
     Moves the first rows too, so knowledge about short texts is blurred. Returns float32 [length, D].
     """
     channels_1DL = table_LD.detach().float().T[None]
-    return F.interpolate(channels_1DL, size=length, mode="linear", align_corners=False)[0].T.contiguous()
+    return nn.functional.interpolate(channels_1DL, size=length, mode="linear", align_corners=False)[
+        0
+    ].T.contiguous()
 
 
 def resize(table_LD: Tensor, length: int, method: str = "stretch", keep: int = 20) -> Tensor:
@@ -99,8 +100,10 @@ def text_module(model: nn.Module) -> nn.Module:
     Raises UserError where there is no such table (text towers of the transformers library).
     """
     for module in (model, getattr(model, "text", None)):
-        if isinstance(getattr(module, _NAME, None), Tensor):
-            assert isinstance(module, nn.Module)
+        # Asked of the registries: reading the attribute of a split table would join it each time.
+        if isinstance(module, nn.Module) and (
+            _NAME in module._parameters or parametrize.is_parametrized(module, _NAME)
+        ):
             return module
     raise UserError(
         "this text tower has no position table of open_clip's own (it comes from the transformers library), "
@@ -137,7 +140,7 @@ def freeze_head(module: nn.Module, keep: int) -> None:
     module.get_parameter(_HEAD).requires_grad_(False)
 
 
-def merge(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def merge_tables(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict under open_clip's own names: a split position table becomes one tensor again."""
     merged = dict(state)
     for name in [name for name in state if name.endswith(_HEAD)]:
@@ -148,7 +151,7 @@ def merge(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """`model.state_dict()` with exactly the names open_clip gives it, whether positions are split or not."""
-    return merge(model.state_dict())
+    return merge_tables(model.state_dict())
 
 
 def load_merged(model: nn.Module, state: Mapping[str, Tensor]) -> None:

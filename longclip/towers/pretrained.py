@@ -227,7 +227,7 @@ def _activation(wanted: bool | None, known: bool | None, configured: bool, label
         trained = "QuickGELU" if known else "GELU"
         raise UserError(
             f"quick_gelu={wanted} contradicts {label}: those weights were trained with {trained} and lose "
-            f"points silently with another activation. Leave quick_gelu out (null), it travels with the weights."
+            f"points silently with another activation. Leave quick_gelu out (null)."
         )
     return known
 

@@ -19,19 +19,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..tokens import unpack
+from .positions import text_module
 from .attention import Layout, end_attention, packed_attention
-
-
-def text_module(model: nn.Module) -> nn.Module:
-    """The module that holds the text tower's parameters: `model.text`, or the CLIP class itself."""
-    return model.text if isinstance(model, CustomTextCLIP) else model
 
 
 def why_padded(model: nn.Module) -> str | None:
     """Why this text tower cannot run packed; None if it can."""
+    if isinstance(model, CustomTextCLIP) and type(model.text) is not TextTransformer:
+        return f"its text tower is a {type(model.text).__name__}"
     text = text_module(model)
-    if isinstance(model, CustomTextCLIP) and type(text) is not TextTransformer:
-        return f"its text tower is a {type(text).__name__}"
     if text.attn_mask is None:
         return "its text attention is bidirectional"
     if isinstance(text, TextTransformer) and (text.cls_emb is not None or text.use_pad_mask):

@@ -82,15 +82,17 @@ def test_length_counts_the_whole_run_and_iteration_what_is_left() -> None:
 
 
 def test_batch_that_processes_cannot_share_is_refused() -> None:
-    with pytest.raises(UserError, match=r"10 over 4 processes; set data.batch_size=8"):
+    with pytest.raises(UserError, match=r"10 over 4 processes; set batch_size=8"):
         Batches(Order(100, seed=0), 10, 0, 4, 0, 100)
 
 
 def test_fewer_samples_than_a_batch_is_refused_with_both_ways_out() -> None:
-    with pytest.raises(UserError, match=r"has 9 samples, fewer than one batch of 16; set data.batch_size=8.*data.train"):
+    with pytest.raises(
+        UserError, match=r"has 9 samples, fewer than one batch of 16; set batch_size=8 .*data.root=FOLDER"
+    ):
         Batches(Order(9, seed=0), 16, 0, 2, 0, 100)
 
 
 def test_zero_samples_are_refused() -> None:
-    with pytest.raises(UserError, match="samples >= 1 and got 0"):
+    with pytest.raises(UserError, match="samples >= 1, got 0"):
         Order(0, seed=0)

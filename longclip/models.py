@@ -1,0 +1,89 @@
+"""One way in for everything that is a trained model: a run, a checkpoint, an export, a hub name, a tag.
+
+In: what the user typed. Out: a `Backbone` (open_clip model, its config, preprocessing, tokenizer).
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+
+from . import runs
+from .tokens import Tokenizer
+from .towers import configs, fitting
+from .towers.positions import merge
+from .towers.pretrained import Backbone, build
+from .types import UserError
+
+PREFIX = "tower.backbone."
+
+
+def load(name: str, context_length: int | None = None) -> Backbone:
+    """A model by run directory, .ckpt, export folder, `local-dir:`, `hf-hub:` or `ARCHITECTURE/TAG`.
+
+    Args:
+        context_length: stretch the text positions to this; None keeps them. Ours are never changed.
+    """
+    path = Path(name)
+    if (path / "open_clip_config.json").is_file():
+        return build(None, f"local-dir:{path}", context_length)
+    if (path / "checkpoints").is_dir() or path.suffix == ".ckpt":
+        return from_checkpoint(checkpoint_of(path))
+    if name.startswith(("local-dir:", "hf-hub:")):
+        return build(None, name, context_length)
+    architecture, slash, tag = name.partition("/")
+    if path.exists() or not slash:
+        raise UserError(
+            f"{name} is no run (no checkpoints/ in it), no .ckpt, no export (no open_clip_config.json in it) "
+            "and no ARCHITECTURE/TAG such as ViT-B-16/openai"
+        )
+    return build(architecture, tag, context_length)
+
+
+def checkpoint_of(path: Path) -> Path:
+    """The checkpoint file that a run directory or a path means."""
+    if path.is_file():
+        return path
+    newest = runs.newest_checkpoint(path) if path.is_dir() else None
+    if newest is None:
+        raise UserError(f"{path} holds no checkpoint (looked for {path / 'checkpoints' / 'step-*.ckpt'})")
+    return newest
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's content; nothing in the file is executed."""
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is torn or no checkpoint: it has no zip directory; take an older one beside it")
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if "longclip" not in content:
+        raise UserError(
+            f"{path} was not written by longclip (it has {', '.join(sorted(content)[:5])}); "
+            "weights files of others go through `longclip import`"
+        )
+    return content
+
+
+def from_checkpoint(path: Path) -> Backbone:
+    """The open_clip model inside a checkpoint; terms and their heads stay behind."""
+    content = read_checkpoint(path)
+    model_cfg, preprocess_cfg = content["longclip"]["model_cfg"], content["longclip"]["preprocess_cfg"]
+    tensors = {
+        key.removeprefix(PREFIX): value for key, value in content["state_dict"].items() if key.startswith(PREFIX)
+    }
+    model = configs.instantiate(model_cfg, preprocess_cfg)
+    fitting.load(model, merge(tensors), str(path))
+    return Backbone(model, model_cfg, preprocess_cfg, tokenizer_of(model_cfg))
+
+
+def tokenizer_of(model_cfg: dict[str, Any]) -> Tokenizer:
+    """The tokenizer that open_clip would choose for an exported model of this config."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg}))
+        found = open_clip.get_tokenizer(f"local-dir:{folder}")
+    return Tokenizer(found, model_cfg["text_cfg"]["context_length"])

@@ -1,0 +1,238 @@
+"""Batches: the same stream whatever the workers, processes, batch size or interruption."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import open_clip
+import pytest
+import simplejpeg
+import torch
+from open_clip.transform import image_transform
+from PIL import Image
+
+from longclip.captions import All, First, Groups, Sentences, Whole, parse
+from longclip.data.dataset import Dataset
+from longclip.data.images import Augment, EvalTransform
+from longclip.data.module import DataModule, Loader, Samples
+from longclip.data.order import Batches, Order
+from longclip.data.shards import write
+from longclip.tokens import Tokenizer, unpack
+from longclip.types import Batch, Record, UserError
+
+SIZE, COUNT = 16, 21
+PREPROCESS = {"size": SIZE, "resize_mode": "shortest", "interpolation": "bicubic"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(open_clip.get_tokenizer("ViT-B-16"), 77)
+
+
+def records(tokenizer: Tokenizer, count: int = COUNT) -> Iterable[Record]:
+    y, x = np.mgrid[0:20, 0:24]
+    for number in range(count):
+        waves = [127 + 100 * np.sin((x + y * c + number) / 4) for c in range(3)]
+        image = simplejpeg.encode_jpeg(np.ascontiguousarray(np.stack(waves, 2).astype(np.uint8)))
+        captions = (
+            parse(f"Photo {number}. It shows waves. They are soft. I like {number}.", "human", tokenizer),
+            parse(f"Number {number}.", "alt", tokenizer),
+        )
+        box = (0.0, 0.0, 0.5, 0.5)
+        first = captions[0]._replace(sentences=tuple(s._replace(box=box) for s in captions[0].sentences))
+        yield Record(f"k{number}", image, "jpg", (first, captions[1]))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    for split, count in (("train", COUNT), ("dev", 5)):
+        write(
+            records(tokenizer, count), root / split, samples_per_shard=8, tokenizer_hash=tokenizer.name_hash
+        )
+    return root
+
+
+def module(root: Path, tokenizer: Tokenizer, **changes: Any) -> DataModule:
+    groups = Groups({"long": Whole(), "sub": Sentences(3)}, seed=0)
+    options: dict[str, Any] = {"batch_size": 6, "samples": 60, "workers": 0, "block": 2, "window": 3}
+    options |= {
+        "augment": Augment((0.3, 1.0), flip=0.5, jitter=0.2),
+        "judge": ["dev"],
+        "preprocess": PREPROCESS,
+    }
+    return DataModule(root=root, train="train", groups=groups, tokenizer=tokenizer, **options | changes)
+
+
+def equal(ours: Batch, theirs: Batch) -> bool:
+    return all(
+        torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def test_a_batch_is_uint8_pixels_and_packed_tokens(root: Path, tokenizer: Tokenizer) -> None:
+    batch = next(iter(module(root, tokenizer).train_dataloader()))
+    assert batch.pixels_BCHW.shape == (6, 3, SIZE, SIZE)
+    assert batch.pixels_BCHW.dtype == torch.uint8
+    assert batch.lengths_BK.shape == (6, 4)
+    assert len(batch.tokens_T) == int(batch.lengths_BK.sum())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(root: Path, tokenizer: Tokenizer, workers: int) -> None:
+    alone = list(module(root, tokenizer).train_dataloader())
+    helped = list(module(root, tokenizer, workers=workers).train_dataloader())
+    assert len(alone) == len(helped) == 10
+    assert all(equal(a, b) for a, b in zip(alone, helped, strict=True))
+
+
+def test_two_epochs_show_every_image_twice_and_differently(root: Path, tokenizer: Tokenizer) -> None:
+    batches = list(module(root, tokenizer, batch_size=7, samples=2 * COUNT).train_dataloader())
+    keys = [key for batch in batches for key in batch.keys]
+    assert sorted(keys[:COUNT]) == sorted(keys[COUNT:]) == sorted(f"k{n}" for n in range(COUNT))
+    assert keys[:COUNT] != keys[COUNT:]
+    pixels = torch.cat([batch.pixels_BCHW for batch in batches])
+    assert not torch.equal(pixels[keys.index("k3")], pixels[COUNT + keys[COUNT:].index("k3")])
+
+
+def test_resume_continues_the_stream_in_the_middle_of_an_epoch(root: Path, tokenizer: Tokenizer) -> None:
+    whole = list(module(root, tokenizer).train_dataloader())
+    resumed = module(root, tokenizer)
+    resumed.position = 24
+    loader = resumed.train_dataloader()
+    rest = list(loader)
+    assert len(loader) == len(whole) == 10
+    assert len(rest) == 6
+    assert all(equal(a, b) for a, b in zip(whole[4:], rest, strict=True))
+
+
+def test_resume_with_another_batch_size_continues_the_same_samples(root: Path, tokenizer: Tokenizer) -> None:
+    whole = torch.cat([batch.pixels_BCHW for batch in module(root, tokenizer).train_dataloader()])
+    resumed = module(root, tokenizer, batch_size=4)
+    resumed.position = 30
+    rest = torch.cat([batch.pixels_BCHW for batch in resumed.train_dataloader()])
+    assert torch.equal(rest, whole[30:58])
+
+
+def test_two_processes_together_see_the_batch_of_one(root: Path, tokenizer: Tokenizer) -> None:
+    data = Dataset(root / "train", tokenizer)
+    order, groups = Order(COUNT, 0, 2, 3), Groups({"all": All(2)}, seed=0)
+    samples = Samples(data, order, groups, EvalTransform(SIZE), Augment(), seed=0)
+    one, left, right = (
+        next(iter(Loader(samples, tokenizer, Batches(order, 6, rank, world, 12, 60))))
+        for rank, world in ((0, 1), (0, 2), (1, 2))
+    )
+    assert left.keys + right.keys == one.keys
+    assert torch.equal(torch.cat([left.pixels_BCHW, right.pixels_BCHW]), one.pixels_BCHW)
+    assert torch.equal(torch.cat([left.tokens_T, right.tokens_T]), one.tokens_T)
+
+
+def test_judging_is_in_stored_order_with_open_clips_preprocessing_and_ids(
+    root: Path, tokenizer: Tokenizer
+) -> None:
+    groups = Groups({"long": Whole(), "first": First()}, seed=0, shuffle=False)
+    judged = list(module(root, tokenizer).judge_batches("dev", 2, groups))
+    assert [batch.keys for _, batch in judged] == [["k0", "k1"], ["k2", "k3"], ["k4"]]
+    theirs = image_transform(SIZE, False, mean=(0.0,) * 3, std=(1.0,) * 3)
+    tokenize = open_clip.get_tokenizer("ViT-B-16")
+    data = Dataset(root / "dev", tokenizer)
+    for (samples, batch), start in zip(judged, (0, 2, 4), strict=True):
+        for place, sample in enumerate(samples):
+            record = data.record(start + place)
+            (Path(root) / "one.jpg").write_bytes(record.image)
+            pixels_CHW = theirs(Image.open(root / "one.jpg")) * 255
+            assert (sample.image_CHW.float() - pixels_CHW).abs().max() <= 2.01
+            assert sample.texts[1] is not None
+            assert sample.texts[1].box == (0.0, 0.0, 0.5, 0.5)
+        ids_SL = unpack(batch.tokens_T, batch.lengths_BK.flatten(), 77)
+        texts = [data.record(start + place).captions[0].text for place in range(len(samples))]
+        assert torch.equal(ids_SL[::2], tokenize(texts))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_undecodable_image_is_one_sentence_from_any_process(
+    tmp_path: Path, tokenizer: Tokenizer, workers: int
+) -> None:
+    broken = [r._replace(image=r.image[:-30]) if r.key == "k4" else r for r in records(tokenizer, 6)]
+    write(broken, tmp_path / "train", tokenizer_hash=tokenizer.name_hash)
+    data = module(tmp_path, tokenizer, workers=workers)
+    with pytest.raises(
+        UserError, match=r"^sample 'k4' in .*/train/000000.tar: image is truncated; "
+    ) as caught:
+        list(data.train_dataloader())
+    assert "\n" not in str(caught.value)
+
+
+def test_setup_opens_every_folder_first(root: Path, tokenizer: Tokenizer) -> None:
+    with pytest.raises(UserError, match="nowhere is no folder of shards"):
+        module(root, tokenizer, judge=["dev", "nowhere"]).setup("fit")
+    data = module(root, tokenizer)
+    data.setup("fit")
+    assert data.train_size == COUNT
+    assert data.probe(5).keys == next(iter(data.train_dataloader())).keys[:5]
+
+
+def test_prepare_is_given_the_root(root: Path, tokenizer: Tokenizer) -> None:
+    called: list[object] = []
+    data = module(root, tokenizer, prepare=lambda path, tokenizer: called.extend([path, tokenizer]))
+    data.prepare_data()
+    assert called == [root, tokenizer]
+
+
+def test_image_that_is_not_square_is_refused(root: Path, tokenizer: Tokenizer) -> None:
+    with pytest.raises(UserError, match="are not square"):
+        module(root, tokenizer, preprocess=PREPROCESS | {"size": [16, 32]})
+
+
+class Recorder(lightning.LightningModule):
+    """Trains one number, remembers the keys and keeps the data position as a training does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.keys, self.position = torch.nn.Parameter(torch.zeros(())), [], 0
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        self.keys += batch.keys
+        self.position += len(batch.keys)
+        return self.weight**2
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["position"] = self.position
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.trainer.datamodule.position = self.position = checkpoint["position"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("batch_size", [6, 4])
+@pytest.mark.filterwarnings("error:.*resumable.*")
+def test_lightning_trains_what_is_left_after_a_resume(
+    root: Path, tokenizer: Tokenizer, tmp_path: Path, workers: int, batch_size: int
+) -> None:
+    def fit(steps: int, batch_size: int, checkpoint: Path | None = None) -> Recorder:
+        recorder, data = Recorder(), module(root, tokenizer, workers=workers, batch_size=batch_size)
+        trainer = lightning.Trainer(
+            accelerator="cpu",
+            max_steps=steps,
+            max_epochs=-1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        trainer.fit(recorder, data, ckpt_path=checkpoint, weights_only=True)
+        if checkpoint is None:
+            trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
+        return recorder
+
+    whole, half = fit(10, 6), fit(4, 6)
+    steps = 4 + 36 // batch_size
+    rest = fit(steps, batch_size, tmp_path / "4.ckpt")
+    assert half.keys + rest.keys == whole.keys

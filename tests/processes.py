@@ -1,0 +1,34 @@
+"""Run a function on several gloo processes of this machine and bring back what each returns.
+
+Processes are forked from a server that has imported torch and done nothing else: starting one is
+quick, and no thread of the test run is copied.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, distributed, multiprocessing
+
+Results = dict[str, Tensor]
+
+
+def spawn(function: Callable[[], Results], world: int, folder: Path) -> list[Results]:
+    """What `function` (at module level, so that a child can import it) returns on each process."""
+    # torch.utils.checkpoint and the collectives import torch._dynamo at first use, which takes seconds.
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["longclip.objectives", "torch._dynamo"])
+    multiprocessing.start_processes(
+        _child, (function, world, str(folder)), nprocs=world, start_method="forkserver"
+    )
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+def _child(rank: int, function: Callable[[], Results], world: int, folder: str) -> None:
+    if Path("/sys/class/net/lo").exists():  # else gloo looks the host's name up, which may hang
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    # A file as meeting point needs no free port.
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    torch.save(function(), f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()

@@ -1,0 +1,132 @@
+"""Losses, measures and gradients do not depend on how many processes hold the batch."""
+
+import torch
+from processes import Results, spawn
+from torch import Tensor, distributed
+from torch.nn.functional import normalize
+
+from longclip import dist
+from longclip.objectives import Contrastive, Grouping, PrimaryComponents, Sigmoid, Term
+from longclip.types import Embeddings
+
+IMAGES, SLOTS, WIDTH, PATCHES = 8, 5, 12, 6
+GROUPS = {"raw": slice(0, 1), "sub": slice(1, 5)}
+
+
+def terms() -> dict[str, Term]:
+    return {
+        "single": Contrastive("raw"),
+        "multi": Contrastive("sub", label_smoothing=0.1),
+        "components": PrimaryComponents("raw", k=3, label_smoothing=0.1),
+        "explained": PrimaryComponents("sub", explained=0.8, renormalise=True),
+        "grouping": Grouping("sub"),
+        "within": Grouping("sub", threshold=0.3, negatives="image"),
+        "sigmoid": Sigmoid("sub"),
+    }
+
+
+def leaves() -> tuple[dict[str, Tensor], Tensor]:
+    """Raw features of the global batch; captions are ragged, and slot 4 exists nowhere."""
+    random = torch.Generator().manual_seed(0)
+    shapes = {"image": (WIDTH,), "text": (SLOTS, WIDTH), "patches": (PATCHES, WIDTH)}
+    features = {name: torch.randn(IMAGES, *shape, generator=random) for name, shape in shapes.items()}
+    mask_BK = torch.rand(IMAGES, SLOTS, generator=random) < 0.7
+    mask_BK[:, 4] = False
+    mask_BK[:4, 3] = False  # absent on a whole process
+    mask_BK[7] = False  # an image without any caption
+    return features, mask_BK
+
+
+def judge() -> Results:
+    """Value, measures and gradients of every term on this process's part of the batch."""
+    features, mask_GK = leaves()
+    rows = dist.rows(IMAGES // dist.world())
+    local = {name: x[rows].clone().requires_grad_() for name, x in features.items()}
+    temperature = torch.tensor(2.0, requires_grad=True)
+    mask_BK = mask_GK[rows].clone()
+    gather = dist.Gather()
+    embeddings = Embeddings(
+        image_BE=normalize(local["image"], dim=-1),
+        text_BKE=normalize(local["text"], dim=-1) * mask_BK[..., None],
+        mask_BK=mask_BK,
+        slots=GROUPS,
+        scale=temperature.exp(),
+        gather=gather,
+        patches_BPE=local["patches"],
+    )
+    results = {}
+    for name, term in terms().items():
+        loss = term(embeddings)
+        inputs = {**local, "temperature": temperature, **dict(term.named_parameters())}
+        grads = torch.autograd.grad(
+            loss.value, list(inputs.values()), retain_graph=True, materialize_grads=True
+        )
+        results |= {f"{name}/value": loss.value.detach()}
+        results |= {f"{name}/measure/{key}": value for key, value in loss.measures.items()}
+        results |= {f"{name}/grad/{key}": grad for key, grad in zip(inputs, grads, strict=True)}
+    return results | collectives(embeddings)
+
+
+def collectives(embeddings: Embeddings) -> Results:
+    """What the plain functions say, and whether `Gather` asks once for one tensor."""
+    once, twice = embeddings.all_images(), embeddings.all_images()
+    mine = torch.tensor([[dist.rank()]])
+    return {
+        "rank": torch.tensor(dist.rank()),
+        "world": torch.tensor(dist.world()),
+        "order": dist.gather(mine),
+        "mask": dist.gather(embeddings.mask_BK),
+        "shared": torch.tensor(once is twice),
+    }
+
+
+def merge(parts: list[Results], key: str) -> Tensor:
+    """What data parallelism makes of the processes' results: the mean, features joined."""
+    if key.split("/")[-1] in ("image", "text", "patches"):
+        return torch.cat([part[key] for part in parts]) / len(parts)
+    return torch.stack([part[key] for part in parts]).mean(0)
+
+
+def check(parts: list[Results]) -> None:
+    whole = judge()
+    keys = [key for key in whole if "/" in key]
+    got, want = {key: merge(parts, key) for key in keys}, {key: whole[key] for key in keys}
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    for rank, part in enumerate(parts):
+        assert part["rank"] == rank
+        assert part["world"] == len(parts)
+        assert part["order"].flatten().tolist() == list(range(len(parts)))
+        assert torch.equal(part["mask"], leaves()[1])
+        assert part["shared"]
+
+
+def test_two_processes_equal_one(tmp_path):
+    check(spawn(judge, 2, tmp_path))
+
+
+def test_four_processes_equal_one(tmp_path):
+    check(spawn(judge, 4, tmp_path))
+
+
+def test_one_process_gathers_nothing():
+    x = torch.randn(3, 2)
+    assert dist.gather(x) is x
+    assert dist.Gather()(x) is x
+    assert (dist.rank(), dist.world(), dist.rows(3)) == (0, 1, slice(0, 3))
+    assert not distributed.is_initialized()
+
+
+def test_every_term_teaches_what_it_reads():
+    """So that the agreement above is not one of zeros."""
+    whole = judge()
+    for name, term in terms().items():
+        reads = "patches" if term.needs else "image"
+        learns = {"text", reads, *dict(term.named_parameters())}
+        grads = {key: whole[f"{name}/grad/{key}"] for key in ("image", "text", "patches", *learns)}
+        assert {key for key, grad in grads.items() if grad.abs().max() > 1e-4} == learns, name
+
+
+def test_gather_keeps_tensors_apart_that_follow_each_other():
+    gather = dist.Gather()
+    sums = [gather(torch.full((2,), float(i))).sum().item() for i in range(50)]
+    assert sums == [2.0 * i for i in range(50)]
