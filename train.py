@@ -7,18 +7,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from conf.launch import launch
 from omegaconf import DictConfig, OmegaConf
+
+from conf.launch import launch
 
 
 def train(config: DictConfig) -> dict[str, float]:
     """Run one training; returns the final judgement."""
     import lightning
-    from hydra.utils import instantiate
 
+    from conf.launch import instantiate
     from eval import report
-    from longclip import callbacks, export, runs
+    from longclip import callbacks, runs
     from longclip.captions import Groups
+    from longclip.export import export_run
     from longclip.training import LongClip
 
     run = Path(config.runs) / config.name
@@ -50,7 +52,7 @@ def train(config: DictConfig) -> dict[str, float]:
         return {}
     folder = run / "export"
     if config.export:
-        export.export_run(run, folder)
+        export_run(run, folder)
     return report.finish(run, folder if config.export else None)
 
 

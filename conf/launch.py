@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import hydra.utils
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
@@ -34,6 +35,13 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
             raise
         print(f"\nerror: {sentence}", file=sys.stderr)
         sys.exit(2)
+
+
+def instantiate(config: Any, **extra: Any) -> Any:
+    """Build what a config node describes; no OmegaConf object reaches the package, only plain values."""
+    if extra:  # handed over afterwards: Hydra would merge them into the config and turn objects into nodes
+        return hydra.utils.instantiate(config, _convert_="all", _partial_=True)(**extra)
+    return hydra.utils.instantiate(config, _convert_="all")
 
 
 def explain(error: BaseException, config_name: str) -> str | None:
@@ -60,7 +68,8 @@ def _config_sentence(message: str, config_name: str) -> str:
     if unknown:
         key = unknown[1] or unknown[2]
         near = nearest(key, list(config_keys(config_name)))
-        return f"unknown config key {key!r}; nearest: {', '.join(near)} (python {config_name}.py --cfg job lists all)"
+        listing = f"python {config_name}.py --cfg job lists all"
+        return f"unknown config key {key!r}; nearest: {', '.join(near)} ({listing})"
     return f"{first} (python {config_name}.py --help lists the groups and their choices)"
 
 
@@ -76,7 +85,9 @@ def nearest(key: str, known: list[str], count: int = 3) -> list[str]:
 
 def config_keys(config_name: str) -> Iterator[str]:
     """Every dotted key of the default config, with the groups that the command line itself chooses."""
-    overrides = [a for a in sys.argv[1:] if re.fullmatch(r"[\w/]+=[\w-]+", a) and (CONF / a.split("=")[0]).is_dir()]
+    overrides = [
+        a for a in sys.argv[1:] if re.fullmatch(r"[\w/]+=[\w-]+", a) and (CONF / a.split("=")[0]).is_dir()
+    ]
     OverridesParser.create().parse_overrides(overrides)
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         yield from _walk(hydra.compose(config_name, overrides=overrides), "")

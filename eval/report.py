@@ -1,6 +1,6 @@
 """Results for people: the table at the end of a run, and the effective-length curve.
 
-In: a run directory (metrics.json, judgements.jsonl). Out: a printed table, `length.png`, and the next command.
+In: a run directory (metrics.json, judgements.jsonl). Out: a printed table, `length.png`, the next command.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ def finish(run: Path, export: Path | None) -> dict[str, float]:
         console.print(f"effective length: {run / 'length.png'}")
     console.print(f"metrics: {run / 'metrics.json'}")
     if export:
-        console.print(f"open_clip folder: {export}  (open_clip.create_model_and_transforms('local-dir:{export}'))")
+        console.print(
+            f"open_clip folder: {export}  (open_clip.create_model_and_transforms('local-dir:{export}'))"
+        )
         console.print(f"next: python -m eval.run model={export}")
     else:
         console.print(f"next: longclip export {run} --out {run / 'export'}")
@@ -48,7 +50,9 @@ def table(metrics: dict[str, float], first: dict[str, float] | None, title: str)
     for name, value in metrics.items():
         if not re.search(r"/(i2t|t2i)_\w+$", name):
             start_value = (first or {}).get(name)
-            shown.add_row(name, _number(value), "", "", "", "" if start_value is None else _number(start_value))
+            shown.add_row(
+                name, _number(value), "", "", "", "" if start_value is None else _number(start_value)
+            )
     shown.caption = "image to text / text to image, percent"
     return shown
 
@@ -91,7 +95,9 @@ def plot_lengths(
         axes.errorbar(list(curve), list(curve.values()), yerr=error, marker="o", capsize=3, label=name)
     axes.axvline(77, color="0.7", linestyle=":", zorder=0)
     axes.annotate("CLIP's window", (77, 2), rotation=90, color="0.5", ha="right", va="bottom", fontsize=8)
-    axes.set(xlabel="caption cut to this many tokens", ylabel="R@1, mean of both directions (%)", ylim=(0, 101))
+    axes.set(
+        xlabel="caption cut to this many tokens", ylabel="R@1, mean of both directions (%)", ylim=(0, 101)
+    )
     axes.set_xticks(sorted({length for curve in curves.values() for length in curve}))
     axes.grid(alpha=0.3)
     axes.legend()

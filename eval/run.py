@@ -16,9 +16,9 @@ from conf.launch import launch
 def evaluate(config: DictConfig) -> dict[str, float]:
     """Load a model, run the benchmarks, print a table, write metrics.json."""
     import torch
-    from hydra.utils import instantiate
     from rich.console import Console
 
+    from conf.launch import instantiate
     from eval.report import table
     from longclip.evaluate import judge
     from longclip.models import load
@@ -27,9 +27,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     backbone = load(config.model, config.context_length)
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     tower = DualTower(backbone).to(device)
-    data = instantiate(
-        config.data, groups=None, tokenizer=tower.tokenizer, preprocess=tower.preprocess_cfg
-    )
+    data = instantiate(config.data, groups=None, tokenizer=tower.tokenizer, preprocess=tower.preprocess_cfg)
     data.prepare_data()
     metrics = judge(tower, data, instantiate(config.benchmark))
     console = Console(width=None if Console().is_terminal else 110)

@@ -52,7 +52,11 @@ class Judge(Callback):
         self._judge(trainer, module)
 
     def _judge(self, trainer: lightning.Trainer, module: Any) -> None:
-        if self.judged_at == module.samples_seen and self.judged_at >= 0 and (self.run / "metrics.json").exists():
+        if (
+            self.judged_at == module.samples_seen
+            and self.judged_at >= 0
+            and (self.run / "metrics.json").exists()
+        ):
             return
         started = time.monotonic()
         found = judge(module.tower, trainer.datamodule, self.benchmarks)  # type: ignore[attr-defined]
@@ -64,7 +68,9 @@ class Judge(Callback):
             headline = ", ".join(f"{k} {v:.1f}" for k, v in found.items() if k.endswith("_r1"))
             log.info(
                 "judged at %s samples in %.1f s: %s",
-                f"{module.samples_seen:,}", time.monotonic() - started, headline,
+                f"{module.samples_seen:,}",
+                time.monotonic() - started,
+                headline,
             )
 
 
@@ -103,8 +109,8 @@ class Checkpoints(Callback):
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             raise UserError(
-                f"no space left for the checkpoint {path} ({error.strerror}); older ones are intact. Free some "
-                "space, lower checkpoints.keep, or point runs= elsewhere, then go on with resume=auto"
+                f"no space left for the checkpoint {path} ({error.strerror}); older ones are intact. Free "
+                "some space, lower checkpoints.keep, or point runs= elsewhere, then go on with resume=auto"
             ) from error
         self.saved_at, self.saved_step = time.monotonic(), trainer.global_step
         if trainer.is_global_zero:
@@ -126,7 +132,9 @@ class Telemetry(Callback):
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         self.ready = time.perf_counter()
 
-    def on_train_batch_start(self, trainer: lightning.Trainer, module: Any, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, module: Any, batch: Batch, batch_idx: int
+    ) -> None:
         self.begun = time.perf_counter()
         self.waited += self.begun - self.ready
 
@@ -182,7 +190,13 @@ class PlainProgress(Callback):
         loss = f"loss {float(seen_metrics['train/loss']):.3f}  " if "train/loss" in seen_metrics else ""
         log.info(
             "step %d/%d  samples %s (%.0f %%)  %s%.0f samples/s  ETA %s",
-            trainer.global_step, trainer.max_steps, f"{seen:,}", 100 * seen / total, loss, rate, left,
+            trainer.global_step,
+            trainer.max_steps,
+            f"{seen:,}",
+            100 * seen / total,
+            loss,
+            rate,
+            left,
         )
 
 
@@ -216,15 +230,15 @@ class Banner(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         total, batch = module.optim.samples, data.batch_size
         table = Table("", "", title=f"longclip: {self.name}", show_header=False, title_justify="left")
-        table.add_row("data", f"{data.train_size:,} images in {data.root}; {total / data.train_size:.1f} epochs")
+        table.add_row(
+            "data", f"{data.train_size:,} images in {data.root}; {total / data.train_size:.1f} epochs"
+        )
         table.add_row("steps", f"{trainer.max_steps:,} of {batch:,} images ({total:,} samples)")
         table.add_row(
             "batch", f"{batch:,} global = {trainer.world_size} process(es) x {batch // trainer.world_size:,}"
         )
         table.add_row("captions", ", ".join(f"{g} x {s.stop - s.start}" for g, s in module.slots.items()))
-        table.add_row(
-            "terms", ", ".join(f"{n} (weight {t.weight:g})" for n, t in module.terms.items())
-        )
+        table.add_row("terms", ", ".join(f"{n} (weight {t.weight:g})" for n, t in module.terms.items()))
         table.add_row("text", _text_line(module, data))
         table.add_row("precision", f"{trainer.precision} on {trainer.strategy.root_device}")
         if self.checkpoint:

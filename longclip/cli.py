@@ -29,7 +29,9 @@ def parser() -> argparse.ArgumentParser:
     shards.add_argument("--layout", default="jsonl", choices=["jsonl"], help="how the source is laid out")
     shards.add_argument("--out", type=Path, required=True, help="one folder of shards per split is made here")
     shards.add_argument("--samples-per-shard", type=int, default=1000)
-    shards.add_argument("--splitter", default="syntok", choices=["syntok", "dreamlip"], help="finds sentences")
+    shards.add_argument(
+        "--splitter", default="syntok", choices=["syntok", "dreamlip"], help="finds sentences"
+    )
     shards.add_argument("--max-faults", type=float, default=0.01, help="stop above this share of bad entries")
     shards.add_argument("--model", default="ViT-B-16", help="the architecture whose tokenizer makes the ids")
     shards.set_defaults(run=_shards)
@@ -41,10 +43,14 @@ def parser() -> argparse.ArgumentParser:
     export.set_defaults(run=_export)
 
     bring = commands.add_parser("import", help="Long-CLIP or OpenAI weights -> a folder that open_clip loads")
-    bring.add_argument("source", help="a weights file (OpenAI archive, Long-CLIP .pt, open_clip epoch_N.pt ...)")
+    bring.add_argument(
+        "source", help="a weights file (OpenAI archive, Long-CLIP .pt, open_clip epoch_N.pt ...)"
+    )
     bring.add_argument("--out", type=Path, required=True)
     bring.add_argument("--architecture", help="an open_clip name; default: read from the tensors' shapes")
-    bring.add_argument("--context-length", type=int, help="stretch the positions to this; default: as they are")
+    bring.add_argument(
+        "--context-length", type=int, help="stretch the positions to this; default: as they are"
+    )
     bring.set_defaults(run=_import)
     return root
 

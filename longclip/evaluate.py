@@ -84,7 +84,9 @@ class Retrieval:
         for view, slot in groups.slots.items():
             owner_M = mask_NK[:, slot].nonzero()[:, 0]
             if len(owner_M) == 0:
-                raise UserError(f"split {self.split!r} has no caption for the view {view!r}: nothing to retrieve")
+                raise UserError(
+                    f"split {self.split!r} has no caption for the view {view!r}: nothing to retrieve"
+                )
             scores = metrics.retrieval(image_NE, text_NKE[:, slot][mask_NK[:, slot]], owner_M)
             yield from ((f"{view}/{name}", value) for name, value in scores.items())
 
@@ -114,7 +116,9 @@ class Pointing:
                     hit_M, chance_M = metrics.pointing(similarity_MP.cpu(), torch.tensor(boxes))
                     hits.append(hit_M), chances.append(chance_M)
         if not hits:
-            raise UserError(f"split {self.split!r} has no sentence with a box: pointing cannot be scored on it")
+            raise UserError(
+                f"split {self.split!r} has no sentence with a box: pointing cannot be scored on it"
+            )
         yield "accuracy", 100 * float(torch.cat(hits).float().mean())
         yield "chance", 100 * float(torch.cat(chances).float().mean())
 

@@ -2,6 +2,7 @@
 
     export_open_clip(backbone, "runs/demo/export")     # writes weights, then the configuration
     parity.verify(backbone, "runs/demo/export")        # opens them with open_clip alone and compares
+    export_run("runs/demo", "runs/demo/export")        # both, from a run's newest checkpoint
     import_weights("longclip-B.pt", "models/longclip-B")
 
 An export holds a plain dual encoder: split position tables are merged, training-only settings dropped.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Mapping
@@ -25,10 +27,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from . import __version__, models, parity
 from .towers import configs
+from .towers.clip import DualTower
+from .towers.image import encode_image
 from .towers.positions import merged_state_dict
 from .towers.pretrained import Backbone, build
 from .types import UserError
+
+log = logging.getLogger(__name__)
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 
@@ -58,6 +65,32 @@ def export_open_clip(
     except OSError as error:
         raise UserError(f"The export could not be written to {directory}: {error}.") from error
     return directory
+
+
+def export_run(source: str | Path, directory: str | Path) -> dict[str, float]:
+    """A run directory or a checkpoint -> an open_clip folder, verified against the packed tower that trained.
+
+    Returns the largest feature differences that `parity.verify` found. Raises UserError as it does.
+    """
+    path = models.checkpoint_of(Path(source))
+    backbone = models.from_checkpoint(path)
+    content = models.read_checkpoint(path)
+    provenance = {
+        "longclip": __version__,
+        "checkpoint": path.name,
+        "step": content["global_step"],
+        "samples_seen": content["longclip"]["samples_seen"],
+    }
+    export_open_clip(backbone, directory, provenance)
+    tower = DualTower(backbone)
+    found = parity.verify(
+        backbone,
+        directory,
+        encode_text=tower.encode_captions,
+        encode_image=lambda pixels_BCHW: encode_image(backbone.model.visual, pixels_BCHW),
+    )
+    log.info("exported to %s; features equal the trained model's within %.1e", directory, max(found.values()))
+    return found
 
 
 def find_problems(backbone: Backbone, state: Mapping[str, Tensor]) -> list[str]:

@@ -8,12 +8,14 @@ import torch
 
 
 def best_precision(accelerator: str) -> str:
-    """"bf16-mixed" where the device computes in bfloat16, else "32-true".
+    """ "bf16-mixed" where the device computes in bfloat16, else "32-true".
 
     A processor without AMX or AVX512-BF16 emulates bfloat16 about ten times slower than float32.
     """
     if accelerator == "gpu":
-        return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(False) else "32-true"
+        return (
+            "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(False) else "32-true"
+        )
     capabilities = torch.cpu.get_capabilities()
     return "bf16-mixed" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "32-true"
 

@@ -17,7 +17,7 @@ import torch
 from . import runs
 from .tokens import Tokenizer
 from .towers import configs, fitting
-from .towers.positions import merge
+from .towers.positions import merge_tables
 from .towers.pretrained import Backbone, build
 from .types import UserError
 
@@ -59,7 +59,9 @@ def checkpoint_of(path: Path) -> Path:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint's content; nothing in the file is executed."""
     if not zipfile.is_zipfile(path):
-        raise UserError(f"{path} is torn or no checkpoint: it has no zip directory; take an older one beside it")
+        raise UserError(
+            f"{path} is torn or no checkpoint: it has no zip directory; take an older one beside it"
+        )
     content = torch.load(path, map_location="cpu", weights_only=True)
     if "longclip" not in content:
         raise UserError(
@@ -74,10 +76,12 @@ def from_checkpoint(path: Path) -> Backbone:
     content = read_checkpoint(path)
     model_cfg, preprocess_cfg = content["longclip"]["model_cfg"], content["longclip"]["preprocess_cfg"]
     tensors = {
-        key.removeprefix(PREFIX): value for key, value in content["state_dict"].items() if key.startswith(PREFIX)
+        key.removeprefix(PREFIX): value
+        for key, value in content["state_dict"].items()
+        if key.startswith(PREFIX)
     }
     model = configs.instantiate(model_cfg, preprocess_cfg)
-    fitting.load(model, merge(tensors), str(path))
+    fitting.load(model, merge_tables(tensors), str(path))
     return Backbone(model, model_cfg, preprocess_cfg, tokenizer_of(model_cfg))
 
 

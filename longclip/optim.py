@@ -44,7 +44,9 @@ class AdamW:
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
-            raise UserError(f"optim.lr is {self.lr}; it must be positive (YAML reads 1e-3, not '1e-3', as a number)")
+            raise UserError(
+                f"optim.lr is {self.lr}; it must be positive (YAML reads 1e-3, not '1e-3', as a number)"
+            )
         if not 0 <= self.warmup <= self.samples:
             raise UserError(
                 f"optim.warmup is {self.warmup:,} samples, but the run has only {self.samples:,}; "

@@ -62,6 +62,11 @@ class LongClip(lightning.LightningModule):
         return self.optim.build(self)
 
     def on_fit_start(self) -> None:
+        if self.trainer.accumulate_grad_batches != 1:
+            raise UserError(
+                "trainer.accumulate_grad_batches does not enlarge the contrastive batch: every part would "
+                "only be contrasted with itself. Leave it at 1; for less memory use model.grad_checkpointing=true"
+            )
         self.trainer.datamodule.position = self.samples_seen  # type: ignore[attr-defined]
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -92,7 +97,8 @@ class LongClip(lightning.LightningModule):
         return (
             f"the loss is not finite at step {self.global_step} ({', '.join(bad) or 'total'}); "
             f"samples {', '.join(batch.keys[:8])}{', ...' if len(batch.keys) > 8 else ''}. "
-            "The last checkpoint is intact: look at these samples, lower optim.lr, or use trainer.precision=32-true"
+            "The last checkpoint is intact: look at these samples, lower optim.lr, or use "
+            "trainer.precision=32-true"
         )
 
 
@@ -123,5 +129,6 @@ def _check_same_shapes(saved: dict[str, Tensor], own: dict[str, Tensor]) -> None
     if odd:
         raise UserError(
             f"the checkpoint is of another architecture or recipe: {len(odd)} tensors do not fit, first "
-            f"{', '.join(odd[:3])}; resume with the model and recipe of its config.yaml, or give this run another name"
+            f"{', '.join(odd[:3])}; resume with the model and recipe of its config.yaml, "
+            "or give this run another name"
         )

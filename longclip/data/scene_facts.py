@@ -15,16 +15,14 @@ from longclip.types import Box
 SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond", "ring", "heart", "crescent")
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black")
 TEXTURES = ("plain", "striped", "dotted", "checkered")
-SIZES = {"small": 12 / 72, "medium": 17 / 72, "large": 24 / 72}  # diameters: 12, 17, 24 of 72 pixels
+SIZES = {"small": 14 / 72, "medium": 19 / 72, "large": 24 / 72}  # diameters: 14, 19, 24 of 72 pixels
 BACKGROUNDS = ("white", "grey", "pale blue", "pale green", "pale yellow", "pale pink", "lavender", "peach")
 
 CHOICES = {"shape": SHAPES, "colour": COLOURS, "texture": TEXTURES}
 """The attributes in which distractors differ, with their values."""
 
-_GAP = 1 / 72  # kept free around every thing
-_BORDERLINE = 0.02  # no centre lies this near to the border of two places, where words would be arbitrary
+_GRID = 3  # a thing lies in the middle of one of the nine places: few words, learned in minutes
 _CLEAR = 1.5  # a direction is told where the distance along it is this many times the distance across
-_LARGE_AT_MOST = 2  # more of them leave no room for seven
 
 
 class Thing(NamedTuple):
@@ -75,8 +73,8 @@ def compose(rng: random.Random, fewest: int = 4, most: int = 7) -> Scene:
     count = rng.randint(fewest, most)
     background = rng.choice(BACKGROUNDS)
     while True:
-        things = _place(_sizes(count, rng), rng)
-        if things is not None and len(relations(things)) >= 3:
+        things = _things(count, rng)
+        if len(relations(things)) >= 3:
             return Scene(background, things)
 
 
@@ -101,9 +99,7 @@ def vary(scene: Scene, rng: random.Random, of: int) -> tuple[list[Scene], int, s
 
     The thing is not a large one, because the general sentence may speak of the largest.
     """
-    candidates = [index for index, thing in enumerate(scene.things) if thing.size == "medium"]
-    candidates = candidates or [index for index, thing in enumerate(scene.things) if thing.size == "small"]
-    odd = rng.choice(candidates)
+    odd = rng.choice([index for index, thing in enumerate(scene.things) if thing.size != "large"])
     attribute = rng.choice(tuple(CHOICES))
     names = {thing.name for index, thing in enumerate(scene.things) if index != odd}
     like = scene.things[odd]._asdict()
@@ -119,29 +115,13 @@ def vary(scene: Scene, rng: random.Random, of: int) -> tuple[list[Scene], int, s
     )
 
 
-def _sizes(count: int, rng: random.Random) -> list[str]:
-    """Sizes, largest first, because the large ones are hard to place late."""
-    sizes = rng.choices(tuple(SIZES), weights=(3, 4, 2), k=count)
-    large = [size for size in sizes if size == "large"][:_LARGE_AT_MOST]
-    others = [size for size in sizes if size != "large"]
-    others += ["medium"] * (count - len(large) - len(others))
-    return large + sorted(others)  # "medium" sorts before "small"
-
-
-def _place(sizes: list[str], rng: random.Random) -> tuple[Thing, ...] | None:
-    """Things of these sizes in random order, or None where one found no room in 50 trials."""
+def _things(count: int, rng: random.Random) -> tuple[Thing, ...]:
+    """Things at places of their own, no two of one name, at least one of them not large."""
     things: list[Thing] = []
-    for size in sizes:
-        margin = SIZES[size] / 2 + _GAP
-        for _ in range(50):
-            x = round(margin + rng.random() * (1 - 2 * margin), 4)
-            y = round(margin + rng.random() * (1 - 2 * margin), 4)
-            if _is_borderline(x) or _is_borderline(y) or any(_touch(x, y, margin, other) for other in things):
-                continue
-            things.append(_dress(size, x, y, {thing.name for thing in things}, rng))
-            break
-        else:
-            return None
+    sizes = [*rng.choices(tuple(SIZES), k=count - 1), "medium"]
+    for place, size in zip(rng.sample(range(_GRID**2), count), sizes, strict=True):
+        x, y = (round((cell + 0.5) / _GRID, 4) for cell in (place % _GRID, place // _GRID))
+        things.append(_dress(size, x, y, {thing.name for thing in things}, rng))
     rng.shuffle(things)
     return tuple(things)
 
@@ -152,12 +132,3 @@ def _dress(size: str, x: float, y: float, names: set[str], rng: random.Random) -
         thing = Thing(rng.choice(SHAPES), rng.choice(COLOURS), size, rng.choice(TEXTURES), x, y)
         if thing.name not in names:
             return thing
-
-
-def _is_borderline(centre: float) -> bool:
-    return abs(centre - 1 / 3) < _BORDERLINE or abs(centre - 2 / 3) < _BORDERLINE
-
-
-def _touch(x: float, y: float, reach: float, other: Thing) -> bool:
-    room = reach + SIZES[other.size] / 2
-    return abs(other.x - x) < room and abs(other.y - y) < room

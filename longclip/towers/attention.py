@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional as F
 
 BUCKET_SLACK = 0.75
 """A bucket takes captions of at least this share of its longest one: below 8 % of the tower's work is

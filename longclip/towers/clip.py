@@ -9,13 +9,15 @@ import logging
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..dist import Gather
-from ..types import Batch, Embeddings, UserError
+from ..tokens import pack
+from ..types import Batch, Embeddings, Text, UserError
 from .attention import Layout
 from .image import check_patches, encode_image, encode_patches
+from .positions import text_module
 from .pretrained import Backbone
 from .text import encode_packed, encode_padded, why_padded
 
@@ -104,13 +106,21 @@ class DualTower(nn.Module):
             text_SE = self._encode_packed(self.backbone, tokens_T, Layout(lengths_S, longest))
         return F.normalize(text_SE.float(), dim=-1)
 
-    def forward(self, batch: Batch, slots: dict[str, slice], needs: frozenset[str] = frozenset()) -> Embeddings:
+    def encode_captions(self, captions: list[str]) -> Tensor:
+        """Plain strings -> text_SE, as `encode_text`; captions beyond the context are cut."""
+        texts = [[Text(self.tokenizer.ids(self.tokenizer.clean(caption)))] for caption in captions]
+        packed, device = pack(texts, self.tokenizer), self.backbone.logit_scale.device
+        return self.encode_text(
+            packed.tokens_T.to(device), packed.lengths_BK.flatten().to(device), packed.longest
+        )
+
+    def forward(
+        self, batch: Batch, slots: dict[str, slice], needs: frozenset[str] = frozenset()
+    ) -> Embeddings:
         """Encode a batch; `needs` names what the terms ask for beyond the global features."""
         patches_BPE = None
         if "patches" in needs:
-            image_BE, patches_BPE = encode_patches(
-                self.backbone.visual, self.normalise(batch.pixels_BCHW)
-            )
+            image_BE, patches_BPE = encode_patches(self.backbone.visual, self.normalise(batch.pixels_BCHW))
             image_BE, patches_BPE = F.normalize(image_BE.float(), dim=-1), patches_BPE.float()
         else:
             image_BE = self.encode_image(batch.pixels_BCHW)
@@ -123,7 +133,7 @@ class DualTower(nn.Module):
             text_BKE=text_BKE.view(*mask_BK.shape, -1),
             mask_BK=mask_BK,
             slots=slots,
-            scale=self.backbone.logit_scale.float().exp(),
+            scale=self.backbone.logit_scale.float().exp().squeeze(),  # [1] in some open_clip models
             gather=Gather(),
             patches_BPE=patches_BPE,
         )
@@ -138,5 +148,12 @@ def _lock(model: nn.Module, freeze: Freeze) -> None:
         model.lock_image_tower(unlocked_groups=freeze.image_groups, freeze_bn_stats=freeze.image_bn_stats)
     if freeze.text:
         model.lock_text_tower(unlocked_layers=freeze.text_layers)
-    if not any(p.requires_grad for p in model.parameters()):
-        raise UserError("everything is frozen: nothing would train; lift model.freeze.image or model.freeze.text")
+        # open_clip's lock does not see a table that is split in two (positions.freeze_head).
+        if freeze.text_layers <= len(text_module(model).transformer.resblocks):
+            for name, parameter in model.named_parameters():
+                if "positional_embedding.original" in name:
+                    parameter.requires_grad_(False)
+    if not any(p.requires_grad for name, p in model.named_parameters() if "logit_" not in name):
+        raise UserError(
+            "everything is frozen: nothing would train; lift model.freeze.image or model.freeze.text"
+        )

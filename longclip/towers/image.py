@@ -41,5 +41,5 @@ def check_patches(visual: nn.Module) -> None:
         raise UserError(
             "a term of this recipe compares captions with image patches, but the image tower is a "
             f"{type(visual).__name__} without patch tokens in the joint space; choose a ViT with class-token "
-            "or average pooling (for example model.backbone.architecture=ViT-B-16) or a recipe without grouping"
+            "or average pooling (model.backbone.architecture=ViT-B-16) or a recipe without grouping"
         )

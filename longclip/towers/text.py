@@ -12,21 +12,25 @@ such a tower runs padded, through open_clip's own forward.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from open_clip.model import CustomTextCLIP
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from ..tokens import unpack
-from .positions import text_module
 from .attention import Layout, end_attention, packed_attention
+from .positions import text_module
 
 
 def why_padded(model: nn.Module) -> str | None:
     """Why this text tower cannot run packed; None if it can."""
-    if isinstance(model, CustomTextCLIP) and type(model.text) is not TextTransformer:
-        return f"its text tower is a {type(model.text).__name__}"
+    # A frozen position head makes a parametrized subclass of the very same tower.
+    if isinstance(model, CustomTextCLIP):
+        kind = parametrize.type_before_parametrizations(model.text)
+        if kind is not TextTransformer:
+            return f"its text tower is a {kind.__name__}"
     text = text_module(model)
     if text.attn_mask is None:
         return "its text attention is bidirectional"

@@ -1,0 +1,41 @@
+"""Shared by all tests: a tiny model, tiny scenes, one thread."""
+
+import json
+import os
+
+import pytest
+import torch
+
+os.environ.setdefault("WANDB_MODE", "offline")
+
+TINY = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 24, "layers": 2, "width": 32, "head_width": 16, "patch_size": 12},
+    "text_cfg": {"context_length": 248, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    """The embedded data, small: 96 scenes to train on, 24 held out, 2 groups of distractors; 24 px."""
+    from longclip.data import scenes
+
+    root = tmp_path_factory.mktemp("data") / "scenes"
+    scenes.make(root, train=96, heldout=24, groups=2, size=24, processes=1)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """The name of a tiny architecture, registered with open_clip, and the folder its JSON lies in."""
+    import open_clip
+
+    folder = tmp_path_factory.mktemp("architectures")
+    (folder / "ViT-longclip-tiny.json").write_text(json.dumps(TINY))
+    open_clip.add_model_config(folder)
+    return "ViT-longclip-tiny"

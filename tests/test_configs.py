@@ -1,0 +1,121 @@
+"""Every file in conf/ composes and instantiates, every recipe trains a step, every mistake is a sentence."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import hydra
+import pytest
+from omegaconf import OmegaConf
+
+from conf import launch
+from conf.launch import instantiate
+from longclip.captions import Groups
+from longclip.objectives import Term
+from longclip.types import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+CONF = ROOT / "conf"
+
+
+def choices(group):
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def compose(*overrides, name="train"):
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose(name, overrides=list(overrides))
+
+
+@pytest.mark.parametrize("recipe", choices("recipe"))
+def test_every_recipe_instantiates_and_its_terms_name_its_groups(recipe):
+    config = compose(f"recipe={recipe}")
+    groups = Groups(instantiate(config.recipe.captions), seed=0)
+    terms = instantiate(config.recipe.terms)
+    assert all(isinstance(term, Term) for term in terms.values())
+    assert {term.texts for term in terms.values()} <= set(groups.slots)
+    first = (CONF / "recipe" / f"{recipe}.yaml").read_text().splitlines()[1]
+    assert "arXiv" in (CONF / "recipe" / f"{recipe}.yaml").read_text(), f"{recipe} names no paper: {first}"
+
+
+@pytest.mark.parametrize("group", ["trainer", "logger", "optim", "benchmark", "data", "model", "experiment"])
+def test_every_file_composes_and_resolves(group):
+    for choice in choices(group):
+        override = f"+experiment={choice}" if group == "experiment" else f"{group}={choice}"
+        overrides = [override.removeprefix("+")]
+        if choice in ("shards",):
+            overrides += ["data.root=somewhere"] if group == "data" else []
+        OmegaConf.to_container(compose(*overrides), resolve=True)
+
+
+@pytest.mark.parametrize("trainer", ["cpu"])
+def test_trainers_instantiate(trainer, tmp_path):
+    config = compose(f"trainer={trainer}", f"runs={tmp_path}")
+    assert instantiate(config.trainer, max_steps=1, logger=False).max_steps == 1
+
+
+@pytest.mark.parametrize("optim", choices("optim"))
+def test_optimisers_and_benchmarks_instantiate(optim):
+    config = compose(f"optim={optim}", "samples=1_000_000")
+    assert instantiate(config.optim).samples == 1_000_000
+    for benchmark in choices("benchmark"):
+        assert instantiate(compose(f"benchmark={benchmark}").benchmark)
+
+
+def test_models_without_download_instantiate():
+    for model in ("scenes", "photos"):
+        tower = instantiate(compose(f"model={model}").model)
+        assert tower.context_length == 248
+        assert tower.padded_because is None
+
+
+def test_only_plain_files_name_their_pretrained_weights():
+    for model in ("vit_b32", "vit_b16", "vit_l14"):
+        backbone = compose(f"model={model}").model.backbone
+        assert (backbone.weights, backbone.context_length, backbone.keep) == ("openai", 248, 20)
+        assert backbone.freeze_positions
+
+
+def test_unknown_keys_name_their_neighbours():
+    assert launch.nearest("optim.lrr", ["optim.lr", "optim.eps", "seed"])[0] == "optim.lr"
+    known = ["seed", "model.backbone.context_length"]
+    assert launch.nearest("context_length", known)[0] == "model.backbone.context_length"
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optim.lrr=1", ["unknown config key 'optim.lrr'", "optim.lr"]),
+        ("recipe=dreamlipp", ["dreamlipp", "dreamlip"]),
+        ("context_length=77", ["context_length", "model.backbone.context_length"]),
+    ],
+)
+def test_a_typo_is_one_sentence_without_traceback(override, words):
+    done = run("train.py", override)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+def test_help_lists_the_groups_and_does_not_import_torch():
+    done = run("-X", "importtime", "train.py", "--help")
+    assert done.returncode == 0
+    for group in ("recipe: ", "model: ", "data: ", "trainer: ", "logger: "):
+        assert group in done.stdout
+    assert "dreamlip" in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert not imported & {"torch", "lightning", "open_clip"}
+
+
+def test_user_errors_are_found_through_hydras_wrapping():
+    wrapped = RuntimeError("wrapped")
+    wrapped.__cause__ = UserError("this is what you see")
+    assert launch.explain(wrapped, "train") == "this is what you see"
+    assert launch.explain(RuntimeError("a fault of ours"), "train") is None

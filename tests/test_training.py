@@ -1,0 +1,174 @@
+"""The trainer on tiny scenes: what it logs, what stops it, and that a resumed run is the same run."""
+
+import csv
+import json
+
+import lightning
+import pytest
+import torch
+
+from longclip import callbacks, models, runs
+from longclip.captions import Groups, Sentences, Whole
+from longclip.data.module import DataModule
+from longclip.objectives import Contrastive, Grouping, Loss
+from longclip.optim import AdamW
+from longclip.towers.clip import DualTower
+from longclip.towers.pretrained import build
+from longclip.training import LongClip
+from longclip.types import UserError
+
+SAMPLES, BATCH = 128, 16
+
+
+def parts(scenes, tiny, terms=None, precision="32-true", run=None, samples=SAMPLES, extra=()):
+    torch.manual_seed(0)
+    tower = DualTower(build(tiny, None, 248))
+    groups = Groups({"long": Whole(), "sub": Sentences(3)}, seed=0)
+    terms = terms or {"long": Contrastive("long"), "sub": Contrastive("sub"), "grouping": Grouping("sub")}
+    module = LongClip(tower, terms, groups.slots, AdamW(lr=1e-3, warmup=32, samples=samples), seed=0)
+    data = DataModule(
+        root=scenes, train="train", judge=["heldout"], batch_size=BATCH, samples=samples, groups=groups,
+        tokenizer=tower.tokenizer, preprocess=tower.preprocess_cfg, workers=0,
+    )  # fmt: skip
+    trainer = lightning.Trainer(
+        accelerator="cpu", max_steps=samples // BATCH, max_epochs=-1, logger=False, precision=precision,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False, gradient_clip_val=1.0, log_every_n_steps=2, default_root_dir=run,
+        callbacks=list(extra),
+    )  # fmt: skip
+    return trainer, module, data
+
+
+class Watch(lightning.Callback):
+    """Keeps the keys and losses of every step, and may stop after some."""
+
+    def __init__(self, stop_after=None):
+        self.keys, self.losses, self.stop_after = [], [], stop_after
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.keys.append(batch.keys)
+        self.losses.append(float(outputs["loss"]))
+        if trainer.global_step == self.stop_after:
+            trainer.should_stop = True
+
+
+def test_the_loss_falls_and_every_sample_is_counted(scenes, tiny):
+    watch = Watch()
+    trainer, module, data = parts(scenes, tiny, samples=320, extra=[watch])
+    trainer.fit(module, data)
+    assert module.samples_seen == 320
+    assert len(watch.losses) == 20
+    assert sum(watch.losses[-4:]) < sum(watch.losses[:4])
+    first_epoch = [key for keys in watch.keys[:6] for key in keys]
+    assert len(set(first_epoch)) == 96
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_resumed_equals_uninterrupted_bit_by_bit(scenes, tiny, tmp_path, precision):
+    whole = Watch()
+    trainer, module, data = parts(scenes, tiny, precision=precision, extra=[whole])
+    trainer.fit(module, data)
+
+    cut = Watch(stop_after=5)
+    saver = callbacks.Checkpoints(str(tmp_path), every_steps=5, every_minutes=0)
+    trainer, _, _ = parts(scenes, tiny, precision=precision, extra=[saver, cut])
+    _, half, data = parts(scenes, tiny)
+    trainer.fit(half, data)
+
+    rest = Watch()
+    trainer, resumed, data = parts(scenes, tiny, precision=precision, extra=[rest])
+    trainer.fit(resumed, data, ckpt_path=runs.newest_checkpoint(tmp_path), weights_only=True)
+    assert cut.keys + rest.keys == whole.keys
+    assert cut.losses + rest.losses == whole.losses
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_checkpoint_holds_plain_types_and_is_complete_on_its_own(scenes, tiny, tmp_path):
+    saver = callbacks.Checkpoints(str(tmp_path), every_steps=2, every_minutes=0, keep=2)
+    trainer, module, data = parts(scenes, tiny, extra=[saver])
+    trainer.fit(module, data)
+    assert [p.name for p in runs.checkpoints(tmp_path)] == [runs.checkpoint_name(6), runs.checkpoint_name(8)]
+    content = torch.load(runs.newest_checkpoint(tmp_path), weights_only=True)
+    assert json.dumps(content["longclip"])
+    backbone = models.from_checkpoint(runs.newest_checkpoint(tmp_path))
+    for name, value in module.tower.backbone.state_dict().items():
+        assert torch.equal(value, backbone.model.state_dict()[name]), name
+    assert not any("grouping" in name for name in backbone.model.state_dict())
+
+
+class Broken(Contrastive):
+    """Turns to NaN at the third step."""
+
+    calls = 0
+
+    def forward(self, embeddings):
+        self.calls += 1
+        loss = super().forward(embeddings)
+        return Loss(loss.value * (float("nan") if self.calls == 3 else 1), loss.measures)
+
+
+def test_a_nan_stops_with_step_term_and_keys_and_leaves_the_last_checkpoint(scenes, tiny, tmp_path):
+    saver = callbacks.Checkpoints(str(tmp_path), every_steps=2, every_minutes=0)
+    trainer, module, data = parts(
+        scenes, tiny, terms={"fine": Contrastive("sub"), "odd": Broken("long")}, extra=[saver]
+    )
+    with pytest.raises(UserError, match=r"step 2 \(odd = nan\).*train-0"):
+        trainer.fit(module, data)
+    assert runs.newest_checkpoint(tmp_path).name == runs.checkpoint_name(2)
+
+
+def test_a_torn_checkpoint_is_passed_over(tmp_path, caplog):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    torch.save({"a": 1}, folder / runs.checkpoint_name(10))
+    whole = (folder / runs.checkpoint_name(10)).read_bytes()
+    (folder / runs.checkpoint_name(20)).write_bytes(whole[: len(whole) // 2])
+    assert runs.newest_checkpoint(tmp_path).name == runs.checkpoint_name(10)
+    assert "torn" in caplog.text
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(scenes, tiny, tmp_path):
+    saver = callbacks.Checkpoints(str(tmp_path), every_steps=2, every_minutes=0)
+    trainer, module, data = parts(scenes, tiny, extra=[saver], samples=32)
+    trainer.fit(module, data)
+    trainer, module, data = parts(scenes, tiny, terms={"long": Contrastive("long")})
+    with pytest.raises(UserError, match="another architecture or recipe"):
+        trainer.fit(module, data, ckpt_path=runs.newest_checkpoint(tmp_path), weights_only=True)
+
+
+def test_a_full_disk_is_a_sentence(scenes, tiny, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    saver = callbacks.Checkpoints(str(tmp_path), every_steps=2, every_minutes=0)
+    trainer, module, data = parts(scenes, tiny, extra=[saver])
+    monkeypatch.setattr(trainer.strategy.checkpoint_io, "save_checkpoint", full)
+    with pytest.raises(UserError, match=r"no space left for the checkpoint.*resume=auto"):
+        trainer.fit(module, data)
+
+
+def test_a_term_that_names_no_group_is_refused(scenes, tiny):
+    with pytest.raises(UserError, match=r"'lnog'.*groups are long, sub"):
+        parts(scenes, tiny, terms={"long": Contrastive("lnog")})
+
+
+def test_accumulation_is_refused_because_it_does_not_enlarge_the_batch(scenes, tiny):
+    trainer, module, data = parts(scenes, tiny)
+    trainer.accumulate_grad_batches = 2
+    with pytest.raises(UserError, match="does not enlarge the contrastive batch"):
+        trainer.fit(module, data)
+
+
+def test_what_is_logged(scenes, tiny, tmp_path):
+    logger = lightning.pytorch.loggers.CSVLogger(tmp_path, name="csv", version="")
+    trainer, module, data = parts(scenes, tiny, extra=[callbacks.Telemetry()])
+    trainer.loggers = [logger]
+    trainer.fit(module, data)
+    with open(next(tmp_path.rglob("metrics.csv"))) as f:
+        rows = list(csv.DictReader(f))
+    names = """train/loss train/long train/sub train/grouping train/grouping/entropy scale lr samples_per_second
+        data_time tokens_per_sample truncated_captions truncated_tokens packing_fill samples_seen"""
+    names = set(names.split())
+    assert names <= set(rows[0])
+    assert [int(row["samples_seen"].split(".")[0]) for row in rows] == [32, 64, 96, 128]
