@@ -10,6 +10,7 @@ import difflib
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ CONF = Path(__file__).resolve().parent
 def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
     """Run `task` under Hydra; exits the process with a sentence where the user made a mistake."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's short form hides the cause
+    warnings.filterwarnings("ignore", category=FutureWarning, module="lightning")  # its own, about torch
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(task)()
     except Exception as error:

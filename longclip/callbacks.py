@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
 from rich.console import Console
 from rich.table import Table
 
@@ -65,13 +65,19 @@ class Judge(Callback):
             runs.record(self.run, module.samples_seen, found)
             for logger in trainer.loggers:
                 logger.log_metrics(found, step=trainer.global_step)
-            headline = ", ".join(f"{k} {v:.1f}" for k, v in found.items() if k.endswith("_r1"))
+            headline = ", ".join(headlines(found)[:3])
             log.info(
                 "judged at %s samples in %.1f s: %s",
                 f"{module.samples_seen:,}",
                 time.monotonic() - started,
                 headline,
             )
+
+
+def headlines(found: dict[str, float]) -> list[str]:
+    """R@1 of every view, both ways, as short words."""
+    views = [name.removesuffix("/i2t_r1") for name in found if name.endswith("/i2t_r1")]
+    return [f"{v} R@1 {found[f'{v}/i2t_r1']:.1f} / {found[f'{v}/t2i_r1']:.1f}" for v in views]
 
 
 class Checkpoints(Callback):
@@ -171,10 +177,11 @@ def token_counts(batch: Batch) -> dict[str, float]:
     }
 
 
-class PlainProgress(Callback):
+class PlainProgress(ProgressBar):
     """One line every `every` steps, with the time left: for logs, where a bar is garbage."""
 
     def __init__(self, every: int = 50) -> None:
+        super().__init__()
         self.every = every
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
@@ -200,12 +207,17 @@ class PlainProgress(Callback):
         )
 
 
+class Bar(RichProgressBar):
+    """Lightning's bar over the whole run: an epoch of ours has no end that Lightning could name."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "training"
+
+
 def progress() -> Callback:
     """A bar with the time left on a terminal, plain lines elsewhere."""
     if sys.stdout.isatty():
-        from lightning.pytorch.callbacks import RichProgressBar
-
-        return RichProgressBar()
+        return Bar()
     return PlainProgress()
 
 

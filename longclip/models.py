@@ -89,5 +89,6 @@ def tokenizer_of(model_cfg: dict[str, Any]) -> Tokenizer:
     """The tokenizer that open_clip would choose for an exported model of this config."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg}))
-        found = open_clip.get_tokenizer(f"local-dir:{folder}")
+        with configs.quiet():
+            found = open_clip.get_tokenizer(f"local-dir:{folder}")
     return Tokenizer(found, model_cfg["text_cfg"]["context_length"])

@@ -56,7 +56,11 @@ class AdamW:
     def build(self, module: nn.Module) -> Optimizer:
         """The optimizer over everything in `module` that is trainable."""
         groups = parameter_groups(module, self.weight_decay)
-        return torch.optim.AdamW(groups, lr=self.lr, betas=tuple(self.betas), eps=self.eps, fused=True)
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+        # Fused AdamW offers to unscale float16 gradients itself, and Lightning then refuses to clip them. With
+        # the offer withdrawn the scaler unscales first, as for every other optimizer.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        return optimizer
 
     def lr_at(self, samples_seen: int) -> float:
         """The learning rate for the step that begins after this many samples."""

@@ -65,7 +65,7 @@ class LongClip(lightning.LightningModule):
         if self.trainer.accumulate_grad_batches != 1:
             raise UserError(
                 "trainer.accumulate_grad_batches does not enlarge the contrastive batch: every part would "
-                "only be contrasted with itself. Leave it at 1; for less memory use model.grad_checkpointing=true"
+                "only be contrasted with itself. Leave it at 1; to save memory: model.grad_checkpointing=true"
             )
         self.trainer.datamodule.position = self.samples_seen  # type: ignore[attr-defined]
 
