@@ -15,6 +15,7 @@ from conf.launch import launch
 def train(config: DictConfig) -> dict[str, float]:
     """Run one training; returns the final judgement."""
     import lightning
+    from lightning.pytorch.utilities import rank_zero_only
 
     from conf.launch import instantiate
     from eval import report
@@ -24,7 +25,8 @@ def train(config: DictConfig) -> dict[str, float]:
     from longclip.training import LongClip
 
     run = Path(config.runs) / config.name
-    checkpoint = runs.claim(run, config.resume)
+    leader = getattr(rank_zero_only, "rank", 0) == 0
+    checkpoint = runs.claim(run, config.resume, leader)
     lightning.seed_everything(config.seed, verbose=False)
 
     tower = instantiate(config.model)
@@ -45,10 +47,11 @@ def train(config: DictConfig) -> dict[str, float]:
             callbacks.Telemetry(),
         ],
     )
-    runs.write_config(run, OmegaConf.to_yaml(config, resolve=True))
+    if leader:
+        runs.write_config(run, OmegaConf.to_yaml(config, resolve=True))
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
 
-    if not trainer.is_global_zero:
+    if not leader:
         return {}
     folder = run / "export"
     if config.export:

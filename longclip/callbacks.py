@@ -131,11 +131,13 @@ class Telemetry(Callback):
     """
 
     def __init__(self) -> None:
+        self.every = 1
         self.ready = time.perf_counter()
         self.seconds = self.waited = 0.0
         self.images = 0
 
-    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        self.every = trainer.log_every_n_steps
         self.ready = time.perf_counter()
 
     def on_train_batch_start(
@@ -149,13 +151,13 @@ class Telemetry(Callback):
     ) -> None:
         self.images += len(batch.keys) * dist.world()
         self.seconds += time.perf_counter() - self.begun
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % self.every == 0:
             total = self.seconds + self.waited
             module.log_dict(
                 {
                     "samples_per_second": self.images / total,
-                    "data_time": self.waited / trainer.log_every_n_steps,
-                    "batch_time": total / trainer.log_every_n_steps,
+                    "data_time": self.waited / self.every,
+                    "batch_time": total / self.every,
                     "lr": module.optim.lr_at(module.samples_seen),
                     "samples_seen": float(module.samples_seen),
                     **token_counts(batch),
@@ -232,7 +234,7 @@ class Banner(Callback):
     def __init__(self, name: str, checkpoint: Path | None) -> None:
         self.name, self.checkpoint = name, checkpoint
 
-    def on_fit_start(self, trainer: lightning.Trainer, module: Any) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         if trainer.is_global_zero:
             console = Console(width=None if sys.stdout.isatty() else 110)
             console.print(self._plan(trainer, module))
@@ -254,7 +256,7 @@ class Banner(Callback):
         table.add_row("text", _text_line(module, data))
         table.add_row("precision", f"{trainer.precision} on {trainer.strategy.root_device}")
         if self.checkpoint:
-            where = f"step {trainer.global_step:,}, {module.samples_seen:,} samples, epoch "
+            where = f"step {module.steps_done:,}, {module.samples_seen:,} samples, epoch "
             where += f"{module.samples_seen / data.train_size:.2f}: data position restored"
             table.add_row("resumes", f"{self.checkpoint.name} at {where}")
         return table

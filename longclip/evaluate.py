@@ -76,7 +76,9 @@ class Retrieval:
         for _, batch in data.judge_batches(self.split, self.batch_size, groups):
             batch = to_device(batch, tower)
             image_BE, text_BKE, mask_BK = encode(tower, batch)
-            images.append(image_BE), texts.append(text_BKE), masks.append(mask_BK)
+            images.append(image_BE)
+            texts.append(text_BKE)
+            masks.append(mask_BK)
             cut += int((batch.dropped_BK > 0).sum())
         if cut:
             log.info("%s: %d captions are cut at the context length", self.split, cut)
@@ -114,7 +116,8 @@ class Pointing:
                     places, boxes = zip(*boxed, strict=True)
                     similarity_MP = found.text_BKE[b, list(places)] @ _unit(found.patches_BPE[b]).T
                     hit_M, chance_M = metrics.pointing(similarity_MP.cpu(), torch.tensor(boxes))
-                    hits.append(hit_M), chances.append(chance_M)
+                    hits.append(hit_M)
+                    chances.append(chance_M)
         if not hits:
             raise UserError(
                 f"split {self.split!r} has no sentence with a box: pointing cannot be scored on it"
@@ -131,7 +134,8 @@ def encode(tower: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor
 
 def to_device(batch: Batch, tower: torch.nn.Module) -> Batch:
     device = next(tower.parameters()).device
-    return Batch(*(x.to(device, non_blocking=True) if isinstance(x, Tensor) else x for x in batch))
+    pixels, tokens, lengths, dropped = (x.to(device) for x in batch[1:5])
+    return Batch(batch.keys, pixels, tokens, lengths, dropped, batch.longest)
 
 
 def _unit(x: Tensor) -> Tensor:

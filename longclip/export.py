@@ -87,7 +87,7 @@ def export_run(source: str | Path, directory: str | Path) -> dict[str, float]:
         backbone,
         directory,
         encode_text=tower.encode_captions,
-        encode_image=lambda pixels_BCHW: encode_image(backbone.model.visual, pixels_BCHW),
+        encode_image=lambda pixels_BCHW: encode_image(tower.backbone.visual, pixels_BCHW),
     )
     log.info("exported to %s; features equal the trained model's within %.1e", directory, max(found.values()))
     return found

@@ -57,9 +57,9 @@ class AdamW:
         """The optimizer over everything in `module` that is trainable."""
         groups = parameter_groups(module, self.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
-        # Fused AdamW offers to unscale float16 gradients itself, and Lightning then refuses to clip them. With
-        # the offer withdrawn the scaler unscales first, as for every other optimizer.
-        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        # Fused AdamW offers to unscale float16 gradients itself, and Lightning then refuses to clip them.
+        # With the offer withdrawn the scaler unscales first, as for every other optimizer.
+        optimizer._step_supports_amp_scaling = False
         return optimizer
 
     def lr_at(self, samples_seen: int) -> float:
@@ -81,7 +81,8 @@ def schedule(seen: int, warmup: int, total: int, floor: float = 0.0) -> float:
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Trainable parameters in two groups: matrices decay; vectors, positions and temperatures do not."""
-    decay, exempt = [], []
+    decay: list[nn.Parameter] = []
+    exempt: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue

@@ -40,12 +40,13 @@ def newest_checkpoint(run: Path) -> Path | None:
     return None
 
 
-def claim(run: Path, resume: str | None) -> Path | None:
+def claim(run: Path, resume: str | None, leader: bool = True) -> Path | None:
     """Decide where a start goes on: the checkpoint to resume from, None for a new run.
 
     Args:
         run: the run directory.
         resume: None for a new run, "auto" for the newest checkpoint of this run, or a path.
+        leader: this is process 0; the others follow it into the directory that it has begun.
 
     Raises:
         UserError: a run of this name exists and resume is None, or the path does not exist.
@@ -56,7 +57,7 @@ def claim(run: Path, resume: str | None) -> Path | None:
         if not Path(resume).is_file():
             raise UserError(f"resume={resume}: no such checkpoint; resume=auto takes the newest of {run}")
         return Path(resume)
-    if (run / "config.yaml").exists():
+    if leader and (run / "config.yaml").exists():
         raise UserError(
             f"{run} already holds a run: resume=auto continues it, name=OTHER starts a new one beside it, "
             f"or remove the directory yourself"

@@ -34,6 +34,7 @@ class LongClip(lightning.LightningModule):
 
     Attributes:
         samples_seen: images of the global batch trained on so far; the data position, too.
+        steps_done: optimizer steps before this start.
     """
 
     def __init__(
@@ -41,9 +42,10 @@ class LongClip(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.tower, self.terms = tower, nn.ModuleDict(terms)
+        self.weights = {name: term.weight for name, term in terms.items()}
         self.slots, self.optim, self.seed = slots, optim, seed
         self.needs = frozenset[str]().union(*(term.needs for term in terms.values()))
-        self.samples_seen = 0
+        self.samples_seen = self.steps_done = 0
         _check_groups(terms, slots)
         tower.check_needs(self.needs)
 
@@ -51,10 +53,10 @@ class LongClip(lightning.LightningModule):
         embeddings = self.tower(batch, self.slots, self.needs)
         with torch.autocast(self.device.type, enabled=False):  # losses are float32
             losses: dict[str, Loss] = {name: term(embeddings) for name, term in self.terms.items()}
-            total = torch.stack([self.terms[name].weight * loss.value for name, loss in losses.items()]).sum()
+            total = torch.stack([self.weights[name] * loss.value for name, loss in losses.items()]).sum()
         if dist.anywhere(~torch.isfinite(total), self.device):
             raise UserError(self._not_finite(losses, batch))
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        if (self.global_step + 1) % self.log_every == 0:
             self.log_dict(_measures(total, losses, embeddings.scale), sync_dist=dist.world() > 1)
         return total
 
@@ -67,7 +69,12 @@ class LongClip(lightning.LightningModule):
                 "trainer.accumulate_grad_batches does not enlarge the contrastive batch: every part would "
                 "only be contrasted with itself. Leave it at 1; to save memory: model.grad_checkpointing=true"
             )
-        self.trainer.datamodule.position = self.samples_seen  # type: ignore[attr-defined]
+        trainer: Any = self.trainer  # these attributes are set at run time
+        trainer.datamodule.position = self.samples_seen
+        # The run is counted in samples; a resumed one may have another batch size.
+        left = (self.optim.samples - self.samples_seen) // trainer.datamodule.batch_size
+        trainer.fit_loop.epoch_loop.max_steps = self.steps_done + left
+        self.log_every = trainer.log_every_n_steps
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(hash((self.seed, self.samples_seen, dist.rank())) % 2**63)
@@ -90,7 +97,7 @@ class LongClip(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         _check_same_shapes(checkpoint["state_dict"], self.state_dict())
-        self.samples_seen = checkpoint["longclip"]["samples_seen"]
+        self.samples_seen, self.steps_done = checkpoint["longclip"]["samples_seen"], checkpoint["global_step"]
 
     def _not_finite(self, losses: dict[str, Loss], batch: Batch) -> str:
         bad = [f"{name} = {loss.value.item()}" for name, loss in losses.items() if not loss.value.isfinite()]

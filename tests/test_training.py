@@ -84,6 +84,22 @@ def test_resumed_equals_uninterrupted_bit_by_bit(scenes, tiny, tmp_path, precisi
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
+def test_a_resume_with_another_batch_size_goes_on_at_the_same_sample(scenes, tiny, tmp_path):
+    saver = callbacks.Checkpoints(str(tmp_path), every_steps=3, every_minutes=0)
+    trainer, module, data = parts(scenes, tiny, samples=48, extra=[saver])
+    trainer.fit(module, data)
+    rest = Watch()
+    trainer, module, data = parts(scenes, tiny, extra=[rest])
+    data.batch_size = 8
+    trainer.fit(module, data, ckpt_path=runs.newest_checkpoint(tmp_path), weights_only=True)
+    assert [len(keys) for keys in rest.keys] == [8] * 10
+    assert module.samples_seen == SAMPLES
+    whole = Watch()
+    trainer, module, data = parts(scenes, tiny, extra=[whole])
+    trainer.fit(module, data)
+    assert [k for keys in rest.keys for k in keys] == [k for keys in whole.keys for k in keys][48:]
+
+
 def test_checkpoint_holds_plain_types_and_is_complete_on_its_own(scenes, tiny, tmp_path):
     saver = callbacks.Checkpoints(str(tmp_path), every_steps=2, every_minutes=0, keep=2)
     trainer, module, data = parts(scenes, tiny, extra=[saver])
@@ -168,6 +184,8 @@ def test_what_is_logged(scenes, tiny, tmp_path):
     with open(next(tmp_path.rglob("metrics.csv"))) as f:
         rows = list(csv.DictReader(f))
     names = "train/loss train/long train/sub train/grouping train/grouping/entropy scale lr samples_seen"
-    names += " samples_per_second data_time tokens_per_sample truncated_captions truncated_tokens packing_fill"
+    names += (
+        " samples_per_second data_time tokens_per_sample truncated_captions truncated_tokens packing_fill"
+    )
     assert set(names.split()) <= set(rows[0])
     assert [int(row["samples_seen"].split(".")[0]) for row in rows] == [32, 64, 96, 128]

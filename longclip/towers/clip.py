@@ -6,7 +6,7 @@ The open_clip model keeps its own names below `backbone.`, so what is trained is
 from __future__ import annotations
 
 import logging
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,10 @@ class DualTower(nn.Module):
         compile: `torch.compile` both encoders (token counts are dynamic).
         scale: initial temperature factor exp(logit_scale); None keeps what the weights bring.
     """
+
+    backbone: Any  # open_clip's CLIP or CustomTextCLIP
+    mean_C11: Tensor
+    std_C11: Tensor
 
     def __init__(
         self,
@@ -143,13 +147,18 @@ def _per_channel(values: list[float]) -> Tensor:
     return torch.tensor(values)[:, None, None]
 
 
-def _lock(model: nn.Module, freeze: Freeze) -> None:
+def _text_layers(model: Any) -> int:
+    text: Any = text_module(model)
+    return len(text.transformer.resblocks)
+
+
+def _lock(model: Any, freeze: Freeze) -> None:
     if freeze.image:
         model.lock_image_tower(unlocked_groups=freeze.image_groups, freeze_bn_stats=freeze.image_bn_stats)
     if freeze.text:
         model.lock_text_tower(unlocked_layers=freeze.text_layers)
         # open_clip's lock does not see a table that is split in two (positions.freeze_head).
-        if freeze.text_layers <= len(text_module(model).transformer.resblocks):
+        if freeze.text_layers <= _text_layers(model):
             for name, parameter in model.named_parameters():
                 if "positional_embedding.original" in name:
                     parameter.requires_grad_(False)

@@ -11,6 +11,8 @@ such a tower runs padded, through open_clip's own forward.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from open_clip.model import CustomTextCLIP
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer
@@ -24,14 +26,14 @@ from .attention import Layout, end_attention, packed_attention
 from .positions import text_module
 
 
-def why_padded(model: nn.Module) -> str | None:
+def why_padded(model: Any) -> str | None:
     """Why this text tower cannot run packed; None if it can."""
     # A frozen position head makes a parametrized subclass of the very same tower.
     if isinstance(model, CustomTextCLIP):
         kind = parametrize.type_before_parametrizations(model.text)
         if kind is not TextTransformer:
             return f"its text tower is a {kind.__name__}"
-    text = text_module(model)
+    text: Any = text_module(model)
     if text.attn_mask is None:
         return "its text attention is bidirectional"
     if isinstance(text, TextTransformer) and (text.cls_emb is not None or text.use_pad_mask):
@@ -45,9 +47,9 @@ def why_padded(model: nn.Module) -> str | None:
     return None
 
 
-def encode_packed(model: nn.Module, tokens_T: Tensor, layout: Layout) -> Tensor:
+def encode_packed(model: Any, tokens_T: Tensor, layout: Layout) -> Tensor:
     """Flat tokens -> text_SE. The last block computes its MLP for the end tokens only."""
-    text = text_module(model)
+    text: Any = text_module(model)
     x_TD = F.embedding(tokens_T, text.token_embedding.weight)
     x_TD = x_TD + text.positional_embedding.index_select(0, layout.positions_T)
     *blocks, last = text.transformer.resblocks
@@ -63,12 +65,12 @@ def encode_packed(model: nn.Module, tokens_T: Tensor, layout: Layout) -> Tensor:
     return projection(end_SD) if isinstance(projection, nn.Linear) else end_SD @ projection
 
 
-def encode_padded(model: nn.Module, tokens_T: Tensor, lengths_S: Tensor, context: int, pad_id: int) -> Tensor:
+def encode_padded(model: Any, tokens_T: Tensor, lengths_S: Tensor, context: int, pad_id: int) -> Tensor:
     """The same through open_clip's own forward on captions padded to the context length."""
     return model.encode_text(unpack(tokens_T, lengths_S, context, pad_id))
 
 
-def _block(block: nn.Module, x_TD: Tensor, layout: Layout) -> Tensor:
+def _block(block: Any, x_TD: Tensor, layout: Layout) -> Tensor:
     attn = block.attn
     qkv = F.linear(block.ln_1(x_TD), attn.in_proj_weight, attn.in_proj_bias)
     q, k, v = (part.unflatten(-1, (attn.num_heads, -1)) for part in qkv.chunk(3, dim=-1))
@@ -77,7 +79,7 @@ def _block(block: nn.Module, x_TD: Tensor, layout: Layout) -> Tensor:
     return x_TD + block.ls_2(block.mlp(block.ln_2(x_TD)))
 
 
-def _last_block(block: nn.Module, x_TD: Tensor, layout: Layout) -> Tensor:
+def _last_block(block: Any, x_TD: Tensor, layout: Layout) -> Tensor:
     """As `_block`, but only the end tokens ask: the others would not be read."""
     attn, width = block.attn, x_TD.shape[-1]
     normed_TD = block.ln_1(x_TD)
