@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rich.console import Console
@@ -48,11 +50,12 @@ Results = dict[str, list[dict[str, float]]]
 
 def main() -> None:
     options = _options()
-    results: Results = {}
-    for name in options.recipes:
-        for seed in range(options.seeds):
-            run = options.runs / f"{name.replace(' ', '-')}-seed{seed}"
-            results.setdefault(name, []).append(_train(run, RECIPES[name], seed, options))
+    todo = [(name, seed) for seed in range(options.seeds) for name in options.recipes]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        found = list(pool.map(lambda job: _train(*job, options), todo))
+    results: Results = {name: [] for name in options.recipes}
+    for (name, _), metrics in zip(todo, found, strict=True):
+        results[name].append(metrics)
     curves = {name: _means([length_curve(m) for m in found]) for name, found in results.items()}
     spreads = {name: _spreads([length_curve(m) for m in found]) for name, found in results.items()}
     Console(width=None if sys.stdout.isatty() else 150).print(_table(results))
@@ -68,18 +71,27 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=16_000, help="images that every run trains on")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at once, each on its share of cores")
     parser.add_argument("--runs", type=Path, default=Path("runs/recipes"))
     parser.add_argument("--out", type=Path, default=Path("docs"))
     return parser.parse_args()
 
 
-def _train(run: Path, overrides: list[str], seed: int, options: argparse.Namespace) -> dict[str, float]:
+def _train(name: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
     """One training in a process of its own; its final judgement."""
+    run = options.runs / f"{name.replace(' ', '-')}-seed{seed}"
     if not _finished(run, options.samples):
         started = time.monotonic()
-        command = [sys.executable, "train.py", *overrides, f"seed={seed}", f"samples={options.samples}"]
+        command = [sys.executable, "train.py", *RECIPES[name], f"seed={seed}", f"samples={options.samples}"]
         command += [f"runs={run.parent}", f"name={run.name}", "resume=auto", "export=null"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        command += ["data.workers=0"] if options.jobs > 1 else []
+        threads = max((os.cpu_count() or 1) // options.jobs, 1)
+        subprocess.run(
+            command,
+            check=True,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        )
         print(f"{run}: {time.monotonic() - started:.0f} s", flush=True)
     metrics: dict[str, float] = json.loads((run / "metrics.json").read_text())
     return metrics

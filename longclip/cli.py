@@ -57,21 +57,28 @@ def parser() -> argparse.ArgumentParser:
 
 def _shards(options: argparse.Namespace) -> None:
     import open_clip
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from .data.convert import convert
     from .tokens import Tokenizer
 
     tokenizer = Tokenizer(open_clip.get_tokenizer(options.model), context_length=248)
-    report = convert(
-        options.source,
-        options.layout,
-        options.out,
-        samples_per_shard=options.samples_per_shard,
-        splitter=options.splitter,
-        tokenizer=tokenizer,
-        max_fault_share=options.max_faults,
-    )
+    columns = (SpinnerColumn(), TextColumn("{task.completed:,} images"), TimeElapsedColumn())
+    with Progress(*columns, disable=not sys.stderr.isatty(), console=Console(stderr=True)) as progress:
+        task = progress.add_task("images", total=None)
+        report = convert(
+            options.source,
+            options.layout,
+            options.out,
+            samples_per_shard=options.samples_per_shard,
+            splitter=options.splitter,
+            tokenizer=tokenizer,
+            max_fault_share=options.max_faults,
+            progress=lambda done: progress.update(task, completed=done),
+        )
     print(report)
+    print(f"next: python train.py data=shards data.root={options.out} benchmark=shards name=NAME")
 
 
 def _export(options: argparse.Namespace) -> None:

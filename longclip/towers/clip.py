@@ -102,6 +102,8 @@ class DualTower(nn.Module):
 
     def encode_text(self, tokens_T: Tensor, lengths_S: Tensor, longest: int) -> Tensor:
         """Packed captions -> text_SE, L2-normalised float32."""
+        if len(lengths_S) == 0:  # none of these images has a caption of the recipe's groups
+            return torch.zeros(0, self.model_cfg["embed_dim"], device=lengths_S.device)
         if self.padded_because:
             text_SE = encode_padded(
                 self.backbone, tokens_T, lengths_S, self.context_length, self.tokenizer.pad_id
