@@ -52,7 +52,7 @@ def main() -> None:
     options = _options()
     todo = [(name, seed) for seed in range(options.seeds) for name in options.recipes]
     with ThreadPoolExecutor(options.jobs) as pool:
-        found = list(pool.map(lambda job: _train(*job, options), todo))
+        found = list(pool.map(lambda job: _train(job[0], job[1], options), todo))
     results: Results = {name: [] for name in options.recipes}
     for (name, _), metrics in zip(todo, found, strict=True):
         results[name].append(metrics)

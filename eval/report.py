@@ -18,15 +18,16 @@ from longclip import runs
 
 def finish(run: Path, export: Path | None) -> dict[str, float]:
     """Print what the run reached and what to type next; returns the final metrics."""
-    metrics = json.loads((run / "metrics.json").read_text())
-    first = runs.judgements(run)[0]
+    judged = runs.judgements(run)
+    metrics = json.loads((run / "metrics.json").read_text()) if judged else {}
     console = Console(width=None if Console().is_terminal else 110)
-    console.print(table(metrics, first, title=f"{run}: first and last judgement"))
+    if judged:
+        console.print(table(metrics, judged[0], title=f"{run}: first and last judgement"))
+        console.print(f"metrics: {run / 'metrics.json'}")
     curve = length_curve(metrics)
     if curve:
         plot_lengths({run.name: curve}, run / "length.png")
         console.print(f"effective length: {run / 'length.png'}")
-    console.print(f"metrics: {run / 'metrics.json'}")
     if export:
         console.print(
             f"open_clip folder: {export}  (open_clip.create_model_and_transforms('local-dir:{export}'))"
@@ -48,7 +49,7 @@ def table(metrics: dict[str, float], first: dict[str, float] | None, title: str)
         start = [(first or {}).get(f"{view}/{side}_r1") for side in ("i2t", "t2i")]
         shown.add_row(view, *both, " / ".join("" if s is None else _number(s) for s in start))
     for name, value in metrics.items():
-        if not re.search(r"/(i2t|t2i)_\w+$", name):
+        if not re.search(r"/(i2t|t2i)_\w+$", name):  # the others have a row of their own
             start_value = (first or {}).get(name)
             shown.add_row(
                 name, _number(value), "", "", "", "" if start_value is None else _number(start_value)

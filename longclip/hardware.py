@@ -16,8 +16,8 @@ def best_precision(accelerator: str) -> str:
         return (
             "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(False) else "32-true"
         )
-    capabilities = torch.cpu.get_capabilities()
-    return "bf16-mixed" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "32-true"
+    asked = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.12 and later
+    return "bf16-mixed" if {"amx_bf16", "avx512_bf16"} & {k for k, v in asked().items() if v} else "32-true"
 
 
 def wandb_offline() -> bool:

@@ -15,7 +15,7 @@ from longclip.types import Box
 SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond", "ring", "heart", "crescent")
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black")
 TEXTURES = ("plain", "striped", "dotted", "checkered")
-SIZES = {"small": 14 / 72, "medium": 19 / 72, "large": 24 / 72}  # diameters: 14, 19, 24 of 72 pixels
+SIZES = {"small": 14 / 72, "medium": 19 / 72, "large": 23 / 72}  # diameters: 14, 19, 23 of 72 pixels
 BACKGROUNDS = ("white", "grey", "pale blue", "pale green", "pale yellow", "pale pink", "lavender", "peach")
 
 CHOICES = {"shape": SHAPES, "colour": COLOURS, "texture": TEXTURES}
