@@ -5,6 +5,7 @@ A table of contents: compose, build, fit, report. Everything below is importable
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -24,6 +25,7 @@ def train(config: DictConfig) -> dict[str, float]:
     from longclip.export import export_run
     from longclip.training import LongClip
 
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # the banner says it better
     run = Path(config.runs) / config.name
     leader = getattr(rank_zero_only, "rank", 0) == 0
     checkpoint = runs.claim(run, config.resume, leader)

@@ -2,9 +2,9 @@
 
     python -m benchmarks.photos
 
-Ours: five captions an image, packed, each slot its own InfoNCE. open_clip's: one caption an image, padded
-to 77 tokens, its own forward and `ClipLoss`. Both with AdamW in float32, random pixels, caption lengths as given,
-steps interleaved, the fastest of each counted. No data loading on either side.
+Ours: five captions an image, packed, each slot its own InfoNCE. open_clip: one caption an image, padded
+to 77 tokens, its own forward and `ClipLoss`. Both with AdamW in float32 on random pixels and captions of
+the given length, steps interleaved, the fastest of each counted. No data loading on either side.
 """
 
 from __future__ import annotations

@@ -57,7 +57,8 @@ def claim(run: Path, resume: str | None, leader: bool = True) -> Path | None:
         if not Path(resume).is_file():
             raise UserError(f"resume={resume}: no such checkpoint; resume=auto takes the newest of {run}")
         return Path(resume)
-    if leader and (run / "config.yaml").exists():
+    begun = (run / "judgements.jsonl").exists() or checkpoints(run)  # a mistyped start leaves only a config
+    if leader and begun:
         raise UserError(
             f"{run} already holds a run: resume=auto continues it, name=OTHER starts a new one beside it, "
             f"or remove the directory yourself"

@@ -59,7 +59,9 @@ def test_optimisers_and_benchmarks_instantiate(optim):
     config = compose(f"optim={optim}", "samples=1_000_000")
     assert instantiate(config.optim).samples == 1_000_000
     for benchmark in choices("benchmark"):
-        assert instantiate(compose(f"benchmark={benchmark}").benchmark)
+        found = instantiate(compose(f"benchmark={benchmark}").benchmark)
+        assert all(callable(evaluator) for evaluator in found.values())
+        assert found or benchmark == "none"
 
 
 def test_models_without_download_instantiate():
