@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 CONF = Path(__file__).resolve().parent
+PROGRAMS = {"train": "train.py", "eval": "-m eval.run"}
 
 
 def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
@@ -71,9 +72,9 @@ def _config_sentence(message: str, config_name: str) -> str:
     if unknown:
         key = unknown[1] or unknown[2]
         near = nearest(key, list(config_keys(config_name)))
-        listing = f"python {config_name}.py --cfg job lists all"
+        listing = f"python {PROGRAMS[config_name]} --cfg job lists all"
         return f"unknown config key {key!r}; nearest: {', '.join(near)} ({listing})"
-    return f"{first} (python {config_name}.py --help lists the groups and their choices)"
+    return f"{first} (python {PROGRAMS[config_name]} --help lists the groups and their choices)"
 
 
 def nearest(key: str, known: list[str], count: int = 3) -> list[str]:
