@@ -184,13 +184,20 @@ class PlainProgress(ProgressBar):
 
     def __init__(self, every: int = 50) -> None:
         super().__init__()
-        self.every = every
+        self.every, self.silent = every, False
+
+    def disable(self) -> None:
+        """Lightning's word to every process but the first."""
+        self.silent = True
+
+    def enable(self) -> None:
+        self.silent = False
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         self.started, self.first = time.monotonic(), module.samples_seen
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, *_: Any) -> None:
-        if trainer.global_step % self.every and trainer.global_step != trainer.max_steps:
+        if self.silent or (trainer.global_step % self.every and trainer.global_step != trainer.max_steps):
             return
         seen, total = module.samples_seen, module.optim.samples
         rate = (seen - self.first) / max(time.monotonic() - self.started, 1e-9)
