@@ -90,17 +90,17 @@ def plot_lengths(
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
     for name, curve in curves.items():
         error = [spread[name][length] for length in curve] if spread else None
         axes.errorbar(list(curve), list(curve.values()), yerr=error, marker="o", capsize=3, label=name)
     axes.axvline(77, color="0.7", linestyle=":", zorder=0)
-    axes.annotate("CLIP's window", (77, 2), rotation=90, color="0.5", ha="right", va="bottom", fontsize=8)
+    axes.annotate("CLIP's window", (76, 99), rotation=90, color="0.5", ha="right", va="top", fontsize=8)
     axes.set(
         xlabel="caption cut to this many tokens", ylabel="R@1, mean of both directions (%)", ylim=(0, 101)
     )
     axes.set_xticks(sorted({length for curve in curves.values() for length in curve}))
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside right upper")
     figure.savefig(path, dpi=130)
     plt.close(figure)
