@@ -21,6 +21,7 @@ def train(config: DictConfig) -> dict[str, float]:
     from conf.launch import instantiate
     from eval import report
     from longclip import callbacks, runs
+    from longclip.banner import Banner
     from longclip.captions import Groups
     from longclip.export import export_run
     from longclip.training import LongClip
@@ -42,7 +43,7 @@ def train(config: DictConfig) -> dict[str, float]:
         max_steps=config.samples // config.batch_size,
         logger=[instantiate(logger) for logger in config.logger.values()],
         callbacks=[
-            callbacks.Banner(config.name, checkpoint),
+            Banner(config.name, checkpoint),
             callbacks.progress(),
             instantiate(config.judge, benchmarks=benchmarks),
             instantiate(config.checkpoints),

@@ -17,7 +17,6 @@ from typing import Any
 
 import hydra
 import hydra.utils
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -92,7 +91,6 @@ def config_keys(config_name: str) -> Iterator[str]:
     overrides = [
         a for a in sys.argv[1:] if re.fullmatch(r"[\w/]+=[\w-]+", a) and (CONF / a.split("=")[0]).is_dir()
     ]
-    OverridesParser.create().parse_overrides(overrides)
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         yield from _walk(hydra.compose(config_name, overrides=overrides), "")
 

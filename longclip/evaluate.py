@@ -30,13 +30,6 @@ class Judged(Protocol):
     ) -> Iterator[tuple[list[Sample], Batch]]: ...
 
 
-class Tower(Protocol):
-    """What is judged (`towers.clip.DualTower`)."""
-
-    def encode_image(self, pixels_BCHW: Tensor) -> Tensor: ...
-    def encode_text(self, tokens_T: Tensor, lengths_S: Tensor, longest: int) -> Tensor: ...
-
-
 class Evaluator(Protocol):
     def __call__(self, tower: torch.nn.Module, data: Judged) -> Iterator[tuple[str, float]]: ...
 

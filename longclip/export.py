@@ -30,7 +30,6 @@ from torch.nn.utils import parametrize
 from . import __version__, models, parity
 from .towers import configs
 from .towers.clip import DualTower
-from .towers.image import encode_image
 from .towers.positions import merged_state_dict
 from .towers.pretrained import Backbone, build
 from .types import UserError
@@ -73,8 +72,8 @@ def export_run(source: str | Path, directory: str | Path) -> dict[str, float]:
     Returns the largest feature differences that `parity.verify` found. Raises UserError as it does.
     """
     path = models.checkpoint_of(Path(source))
-    backbone = models.from_checkpoint(path)
     content = models.read_checkpoint(path)
+    backbone = models.backbone_of(content, str(path))
     provenance = {
         "longclip": __version__,
         "checkpoint": path.name,
@@ -82,13 +81,7 @@ def export_run(source: str | Path, directory: str | Path) -> dict[str, float]:
         "samples_seen": content["longclip"]["samples_seen"],
     }
     export_open_clip(backbone, directory, provenance)
-    tower = DualTower(backbone)
-    found = parity.verify(
-        backbone,
-        directory,
-        encode_text=tower.encode_captions,
-        encode_image=lambda pixels_BCHW: encode_image(tower.backbone.visual, pixels_BCHW),
-    )
+    found = parity.verify(backbone, directory, encode_text=DualTower(backbone).encode_captions)
     log.info("exported to %s; features equal the trained model's within %.1e", directory, max(found.values()))
     return found
 

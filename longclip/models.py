@@ -73,7 +73,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def from_checkpoint(path: Path) -> Backbone:
     """The open_clip model inside a checkpoint; terms and their heads stay behind."""
-    content = read_checkpoint(path)
+    return backbone_of(read_checkpoint(path), str(path))
+
+
+def backbone_of(content: dict[str, Any], label: str) -> Backbone:
+    """The same from a checkpoint that is read already; `label` names it in messages."""
     model_cfg, preprocess_cfg = content["longclip"]["model_cfg"], content["longclip"]["preprocess_cfg"]
     tensors = {
         key.removeprefix(PREFIX): value
@@ -81,7 +85,7 @@ def from_checkpoint(path: Path) -> Backbone:
         if key.startswith(PREFIX)
     }
     model = configs.instantiate(model_cfg, preprocess_cfg)
-    fitting.load(model, merge_tables(tensors), str(path))
+    fitting.load(model, merge_tables(tensors), label)
     return Backbone(model, model_cfg, preprocess_cfg, tokenizer_of(model_cfg))
 
 

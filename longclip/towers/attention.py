@@ -78,7 +78,8 @@ class Buckets:
         self.valid: list[Tensor] = []
         back = np.empty(int(lengths.sum()), dtype=np.int64)
         offset = 0
-        for members in _groups(lengths, order):
+        groups = _groups(lengths, order)
+        for members in groups:
             place = np.arange(lengths[members[0]])
             valid = place[None, :] < lengths[members, None]
             row = starts[members, None] + np.minimum(place[None, :], lengths[members, None] - 1)
@@ -86,7 +87,7 @@ class Buckets:
             offset += row.size
             self.rows.append(torch.from_numpy(row).to(device))
             self.valid.append(torch.from_numpy(valid).to(device))
-        self.captions = [torch.from_numpy(m).to(device) for m in _groups(lengths, order)]
+        self.captions = [torch.from_numpy(members).to(device) for members in groups]
         self.back_T = torch.from_numpy(back).to(device)
         self.back_S = torch.from_numpy(np.argsort(order, kind="stable")).to(device)
 

@@ -16,7 +16,7 @@ from ..dist import Gather
 from ..tokens import pack
 from ..types import Batch, Embeddings, Text, UserError
 from .attention import Layout
-from .image import check_patches, encode_image, encode_patches
+from .image import check_patches, encode_patches
 from .positions import text_module
 from .pretrained import Backbone
 from .text import encode_packed, encode_padded, why_padded
@@ -83,10 +83,6 @@ class DualTower(nn.Module):
     def context_length(self) -> int:
         return self.tokenizer.context_length
 
-    def as_backbone(self) -> Backbone:
-        """The open_clip model and what describes it, for the exporter."""
-        return Backbone(self.backbone, self.model_cfg, self.preprocess_cfg, self.tokenizer)
-
     def check_needs(self, needs: frozenset[str]) -> None:
         """Raise UserError now where the towers cannot give what the terms will ask for."""
         if "patches" in needs:
@@ -98,7 +94,7 @@ class DualTower(nn.Module):
 
     def encode_image(self, pixels_BCHW: Tensor) -> Tensor:
         """uint8 pixels -> image_BE, L2-normalised float32."""
-        return F.normalize(encode_image(self.backbone.visual, self.normalise(pixels_BCHW)).float(), dim=-1)
+        return F.normalize(self.backbone.visual(self.normalise(pixels_BCHW)).float(), dim=-1)
 
     def encode_text(self, tokens_T: Tensor, lengths_S: Tensor, longest: int) -> Tensor:
         """Packed captions -> text_SE, L2-normalised float32."""

@@ -13,11 +13,6 @@ from torch import Tensor, nn
 from ..types import UserError
 
 
-def encode_image(visual: nn.Module, pixels_BCHW: Tensor) -> Tensor:
-    """Normalised pixels -> image_BE, not normalised."""
-    return visual(pixels_BCHW)
-
-
 def encode_patches(visual: nn.Module, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
     """Normalised pixels -> (image_BE, patches_BPE), neither normalised.
 

@@ -1,0 +1,88 @@
+"""What a run says before its first step: data, batch, captions, truncation, parameters, where it resumes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from rich.table import Table
+
+from .callbacks import token_counts
+
+
+class Banner(Callback):
+    """Says before the first step what will happen, so that a wrong number is seen now and not tomorrow.
+
+    Args:
+        name: the run's name.
+        checkpoint: where it resumes from, if it does.
+    """
+
+    def __init__(self, name: str, checkpoint: Path | None) -> None:
+        self.name, self.checkpoint = name, checkpoint
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        if trainer.is_global_zero:
+            console = Console(width=None if sys.stdout.isatty() else 110)
+            console.print(self._plan(trainer, module))
+            console.print(parameter_table(module))
+
+    def _plan(self, trainer: lightning.Trainer, module: Any) -> Table:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        total, batch = module.optim.samples, data.batch_size
+        table = Table("", "", title=f"longclip: {self.name}", show_header=False, title_justify="left")
+        table.add_row(
+            "data", f"{data.train_size:,} images in {data.root}; {total / data.train_size:.1f} epochs"
+        )
+        table.add_row("steps", f"{trainer.max_steps:,} of {batch:,} images ({total:,} samples)")
+        table.add_row(
+            "batch", f"{batch:,} global = {trainer.world_size} process(es) x {batch // trainer.world_size:,}"
+        )
+        table.add_row("captions", ", ".join(f"{g} x {s.stop - s.start}" for g, s in module.slots.items()))
+        table.add_row("terms", ", ".join(f"{n} (weight {t.weight:g})" for n, t in module.terms.items()))
+        table.add_row("text", _text_line(module, data))
+        table.add_row("precision", f"{trainer.precision} on {trainer.strategy.root_device}")
+        if self.checkpoint:
+            where = f"step {module.steps_done:,}, {module.samples_seen:,} samples, epoch "
+            where += f"{module.samples_seen / data.train_size:.2f}: data position restored"
+            table.add_row("resumes", f"{self.checkpoint.name} at {where}")
+        return table
+
+
+def _text_line(module: Any, data: Any, probe: int = 256) -> str:
+    """Tokens and truncation of the first images' captions, as the recipe shows them."""
+    batch = data.probe(min(probe, data.train_size))
+    counts = token_counts(batch)
+    how = f"padded ({module.tower.padded_because})" if module.tower.padded_because else "packed"
+    return (
+        f"context {module.tower.context_length}, {how}; {counts['tokens_per_sample']:.0f} tokens an image, "
+        f"{100 * counts['truncated_captions']:.1f} % of captions cut (losing "
+        f"{100 * counts['truncated_tokens']:.1f} % of tokens), seen on {len(batch.keys)} images"
+    )
+
+
+def parameter_table(module: Any) -> Table:
+    """Trainable and frozen parameters by part."""
+    table = Table("parameters", "trainable", "frozen", title_justify="left")
+    counts: dict[str, list[int]] = {}
+    for name, parameter in module.named_parameters():
+        part = _part(name)
+        counts.setdefault(part, [0, 0])[0 if parameter.requires_grad else 1] += parameter.numel()
+    for part, (trainable, frozen) in counts.items():
+        table.add_row(part, f"{trainable:,}", f"{frozen:,}")
+    sums = [sum(column) for column in zip(*counts.values(), strict=True)]
+    table.add_row("total", *(f"{value:,}" for value in sums), style="bold")
+    return table
+
+
+def _part(name: str) -> str:
+    if name.startswith("terms."):
+        return f"term {name.split('.')[1]} (not exported)"
+    rest = name.removeprefix("tower.backbone.")
+    if rest.startswith("visual."):
+        return "image tower"
+    return "temperature" if rest in ("logit_scale", "logit_bias") else "text tower"
