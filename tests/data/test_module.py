@@ -16,7 +16,8 @@ from PIL import Image
 from longclip.captions import All, First, Groups, Sentences, Whole, parse
 from longclip.data.dataset import Dataset
 from longclip.data.images import Augment, EvalTransform
-from longclip.data.module import DataModule, Loader, Samples
+from longclip.data.loading import Loader, Samples
+from longclip.data.module import DataModule
 from longclip.data.order import Batches, Order
 from longclip.data.shards import write
 from longclip.tokens import Tokenizer, unpack
