@@ -29,6 +29,12 @@ RECIPES = {
     "clip": ["recipe=clip"],
     "long": ["recipe=long"],
     "longclip": ["recipe=longclip"],
+    "longclip, no smoothing": [
+        "recipe=longclip",
+        "recipe.terms.long.label_smoothing=0",
+        "recipe.terms.short.label_smoothing=0",
+    ],
+    "longclip, no short": ["recipe=longclip", "~recipe.terms.short", "~recipe.captions.short"],
     "dreamlip": ["recipe=dreamlip"],
     "dreamlip without grouping": ["recipe=dreamlip", "~recipe.terms.grouping"],
     "debias": ["recipe=debias"],
@@ -79,13 +85,13 @@ def _options() -> argparse.Namespace:
 
 def _train(name: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
     """One training in a process of its own; its final judgement."""
-    run = options.runs / f"{name.replace(' ', '-')}-seed{seed}"
+    run = options.runs / f"{name.replace(',', '').replace(' ', '-')}-seed{seed}"
     if not _finished(run, options.samples):
         started = time.monotonic()
         command = [sys.executable, "train.py", *RECIPES[name], f"seed={seed}", f"samples={options.samples}"]
         command += [f"runs={run.parent}", f"name={run.name}", "resume=auto", "export=null"]
-        command += ["data.workers=0"] if options.jobs > 1 else []
-        threads = max((os.cpu_count() or 1) // options.jobs, 1)
+        threads = max(len(os.sched_getaffinity(0)) // options.jobs, 1)
+        command += ["data.workers=0"] if threads == 1 else []
         subprocess.run(
             command,
             check=True,
