@@ -4,8 +4,8 @@
     python -m benchmarks.open_clip_photos FOLDER --pairs 70000 --out runs/open_clip-photos
     python -m eval.run model=runs/open_clip-photos/export benchmark=shards benchmark.root=datasets/flickr8k
 
-FOLDER holds images/ and captions.jsonl. The trainer is `open_clip_train` from PyPI's open_clip_torch, unchanged,
-on the same backbone (ViT-photos, context 77): one caption a pair, padded, batch 128, lr 1e-3, weight
+FOLDER holds images/ and captions.jsonl. The trainer is `open_clip_train` of the installed open_clip_torch,
+unchanged, on the same backbone (ViT-photos, context 77): one caption a pair, padded, batch 128, lr 1e-3, weight
 decay 0.2, float32, its own augmentation. Pairs of the train split are drawn in shuffled passes. Needs pandas.
 """
 
@@ -78,7 +78,7 @@ def _train(listing: Path, options: argparse.Namespace) -> None:
         f"""--train-data {listing} --dataset-type csv --csv-img-key filepath --csv-caption-key title
         --csv-separator , --model ViT-photos-77 --batch-size 128 --lr 1e-3 --wd 0.2 --warmup 100 --epochs 1
         --precision fp32 --workers {options.workers} --seed {options.seed} --logs {options.out} --name trainer
-        --log-every-n-steps 50""".split()  # noqa: SIM905
+        --log-every-n-steps 50""".split()
     )
 
 
@@ -86,9 +86,8 @@ def _export(out: Path) -> None:
     from longclip.export import import_weights
 
     weights = out / "trainer" / "checkpoints" / "epoch_1.pt"
-    print(
-        f"wrote {import_weights(str(weights), out / 'export', architecture='ViT-photos-77', context_length=None)}"
-    )
+    folder = import_weights(str(weights), out / "export", architecture="ViT-photos-77", context_length=None)
+    print(f"wrote {folder}")
 
 
 if __name__ == "__main__":
