@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
+if TYPE_CHECKING:  # so that `longclip doctor` runs where torch does not import
+    from torch import Tensor
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, as fractions of the image's width and height, in [0, 1]."""
