@@ -17,8 +17,9 @@ from ..captions import parse
 from ..tokens import Tokenizer
 from ..types import Record, UserError
 from . import images, layouts
+from .index import UNFINISHED
 from .layouts import Entry, Fault
-from .shards import UNFINISHED, Writer, WriteReport
+from .shards import Writer, WriteReport
 
 JUDGED_AFTER = 1000  # entries seen before their share of faults may stop a conversion half-way
 

@@ -20,7 +20,8 @@ import numpy as np
 
 from ..tokens import Tokenizer
 from ..types import Caption, Record, Sentence, UserError
-from .shards import IMAGES, UNFINISHED, read_index
+from .index import UNFINISHED, read_index
+from .shards import IMAGES
 
 OPEN_FILES = 128  # file descriptors that one process keeps
 

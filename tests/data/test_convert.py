@@ -94,7 +94,7 @@ def test_two_conversions_are_identical(tmp_path: Path, tokenizer: Tokenizer) -> 
     for name in "ab":
         run(folder, tmp_path / name, tokenizer)
     paths = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file()]
-    assert len(paths) == 7
+    assert len(paths) == 9
     assert all((tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes() for path in paths)
 
 

@@ -17,7 +17,8 @@ import webdataset
 
 from longclip.captions import parse
 from longclip.data.dataset import Dataset
-from longclip.data.shards import read_index, write
+from longclip.data.index import read_index
+from longclip.data.shards import write
 from longclip.tokens import Tokenizer
 from longclip.types import Caption, Record, Sentence, UserError
 
@@ -56,7 +57,8 @@ def test_what_is_written_is_read(folder: Path, records: list[Record], tokenizer:
         assert [data.record(index) for index in range(len(data))] == records
     assert list(Dataset(folder).keys()) == [r.key for r in records]
     assert [path.name for path in sorted(folder.iterdir())] == [
-        f"{n:06d}.{end}" for n in range(3) for end in ("index.json", "tar")
+        *(f"{n:06d}.{end}" for n in range(3) for end in ("index.json", "tar")),
+        "shards.json",
     ]
 
 
@@ -240,7 +242,11 @@ def test_interrupted_writing_starts_afresh_and_finished_shards_are_kept(
     assert (tmp_path / "000001.index.json").exists()
     write(records[:1], tmp_path)
     assert len(Dataset(tmp_path)) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["000000.index.json", "000000.tar"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "000000.index.json",
+        "000000.tar",
+        "shards.json",
+    ]
     with pytest.raises(UserError, match="already holds finished shards"):
         write(records, tmp_path)
     assert len(Dataset(tmp_path)) == 1

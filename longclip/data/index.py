@@ -1,0 +1,162 @@
+"""What lies beside the tars: an index per shard, and the list of all shards.
+
+In: the JSON that `shards.Writer` left. Out: `Index` and `Shard`s, checked as data that anybody may have
+written: of the right shape, with plain names, consistent in itself.
+
+    NNNNNN.index.json  where every sample of NNNNNN.tar lies
+    shards.json        the shards of a finished folder: what there is where a folder cannot be listed
+    UNFINISHED         present until the folder is complete
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..types import UserError
+
+VERSION = 2
+UNFINISHED = "UNFINISHED"
+LIST = "shards.json"
+_NAME = re.compile(r"\d{6,}\.tar")
+
+
+class Index(NamedTuple):
+    """What `NNNNNN.index.json` says of its tar."""
+
+    version: int
+    samples: int
+    keys: list[str]
+    offsets: list[int]  # of the first header of each sample, in bytes
+    sizes: list[int]  # headers and padding included
+    lengths: list[int]  # tokens of each sample's longest caption, start and end included; 0: no ids
+    captions: int
+    bytes: int
+    sha256: str
+    tokenizer: str  # `Tokenizer.name_hash`, or "" where there are no ids
+
+
+class Shard(NamedTuple):
+    """A line of `shards.json`."""
+
+    name: str
+    samples: int
+    captions: int
+    bytes: int
+    sha256: str
+
+
+def index_name(tar: str) -> str:
+    """ "000000.tar" -> "000000.index.json"."""
+    return tar.removesuffix(".tar") + ".index.json"
+
+
+def read_index(tar: Path) -> Index:
+    """The index of a shard on this machine.
+
+    Raises:
+        UserError: the shard is torn: its index is missing, unreadable or tells another size.
+    """
+    path = tar.with_name(index_name(tar.name))
+    try:
+        raw, found = path.read_bytes(), tar.stat().st_size
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{tar} and {path.name} belong together, but {error.filename} is missing: {_again(tar.parent)}"
+        ) from error
+    index = parse_index(raw, str(path))
+    if found != index.bytes:
+        raise UserError(f"{tar} has {found} bytes, its index says {index.bytes}: {_again(tar.parent)}")
+    return index
+
+
+def parse_index(raw: bytes, where: str) -> Index:
+    """An index from its JSON; `where` names it in errors.
+
+    Raises:
+        UserError: no JSON, of another version, or not consistent in itself.
+    """
+    again = _again(Path(where).parent)
+    described = _object(raw, where, "index of a shard", VERSION)
+    try:
+        index = Index(**described)
+        _check(index)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where} is no index of a shard ({error}): {again}") from error
+    return index
+
+
+def parse_list(raw: bytes, where: str) -> list[Shard]:
+    """The shards of a folder from its `shards.json`; `where` names it in errors.
+
+    Raises:
+        UserError: no JSON, of another version, or a shard has a name that is none.
+    """
+    described = _object(raw, where, "list of shards", 1)
+    try:
+        shards = [Shard(**shard) for shard in described["shards"]]
+        _require(all(_NAME.fullmatch(shard.name) for shard in shards), "a shard is not named NNNNNN.tar")
+        counts = [n for shard in shards for n in (shard.samples, shard.captions, shard.bytes)]
+        _require(_naturals(counts), "a count is no whole number")
+        _require(sum(shard.samples for shard in shards) == described["samples"], "samples do not add up")
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f"{where} is no list of shards ({error}): {_again(Path(where).parent)}") from error
+    return shards
+
+
+def dump_list(shards: Sequence[Shard]) -> bytes:
+    """What `parse_list` reads."""
+    listed = [shard._asdict() for shard in shards]
+    return dump({"version": 1, "shards": listed, "samples": sum(shard.samples for shard in shards)})
+
+
+def dump(value: object) -> bytes:
+    """Compact JSON, the same bytes for the same value."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _object(raw: bytes, where: str, what: str, version: int) -> dict[str, Any]:
+    again = _again(Path(where).parent)
+    try:
+        described = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is no {what} ({error}): {again}") from error
+    if not isinstance(described, dict):
+        raise UserError(f"{where} is no {what} (a {type(described).__name__}, not an object): {again}")
+    if described.get("version") != version:
+        raise UserError(
+            f"{where} has version {described.get('version')!s:.20}, this longclip reads {version}; "
+            "make the shards again (longclip shards ...)"
+        )
+    return described
+
+
+def _check(index: Index) -> None:
+    columns = (index.keys, index.offsets, index.sizes, index.lengths)
+    _require(
+        all(isinstance(column, list) and len(column) == index.samples for column in columns),
+        f"it lists {index.samples} samples, but not a key, offset, size and length for each",
+    )
+    _require(all(isinstance(key, str) for key in index.keys), "a key is no text")
+    _require(
+        _naturals([*index.offsets, *index.sizes, *index.lengths, index.captions, index.bytes]),
+        "a number is not whole",
+    )
+    ends = [offset + size for offset, size in zip(index.offsets, index.sizes, strict=True)]
+    _require(max(ends, default=0) <= index.bytes, "a sample lies beyond the end")
+
+
+def _naturals(values: Sequence[object]) -> bool:
+    return all(type(value) is int and value >= 0 for value in values)
+
+
+def _require(condition: bool, otherwise: str) -> None:
+    if not condition:
+        raise ValueError(otherwise)
+
+
+def _again(folder: Path) -> str:
+    return f"the shard was not written to its end; remove {folder} and make it again (longclip shards ...)"

@@ -1,0 +1,38 @@
+"""Which sample keys a data set has already: exact, on disk, so that ten million take no memory.
+
+In: keys one by one. Out: whether each is new. A table of SQLite in one file, which goes when the set is
+closed; keys are compared whole, so no hash can collide.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+CACHE_KIB = 32 * 1024  # of pages that SQLite keeps in memory
+
+
+class Keys:
+    """A set of texts on disk. Not shared between processes; nothing of it survives `close`.
+
+    Args:
+        path: of the file, which is made afresh; its folder must exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.unlink(missing_ok=True)
+        self._table = sqlite3.connect(path, isolation_level=None)
+        # Nothing has to survive a crash: no journal, no waiting for the disk, one endless transaction.
+        for setting in ("journal_mode=OFF", "synchronous=OFF", f"cache_size=-{CACHE_KIB}"):
+            self._table.execute(f"PRAGMA {setting}")
+        self._table.execute("CREATE TABLE keys (key TEXT PRIMARY KEY) WITHOUT ROWID")
+        self._table.execute("BEGIN")
+
+    def add(self, key: str) -> bool:
+        """Remember a key; False if it was there already."""
+        return self._table.execute("INSERT OR IGNORE INTO keys VALUES (?)", (key,)).rowcount == 1
+
+    def close(self) -> None:
+        self._table.close()
+        self.path.unlink(missing_ok=True)
