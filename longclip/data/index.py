@@ -10,11 +10,13 @@ written: of the right shape, with plain names, consistent in itself.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from zlib import crc32
 
 from ..types import UserError
 
@@ -32,6 +34,7 @@ class Index(NamedTuple):
     keys: list[str]
     offsets: list[int]  # of the first header of each sample, in bytes
     sizes: list[int]  # headers and padding included
+    crcs: list[int]  # CRC-32 of those bytes: a flipped bit would otherwise be another picture
     lengths: list[int]  # tokens of each sample's longest caption, start and end included; 0: no ids
     captions: int
     bytes: int
@@ -79,7 +82,7 @@ def parse_index(raw: bytes, where: str) -> Index:
     Raises:
         UserError: no JSON, of another version, or not consistent in itself.
     """
-    again = _again(Path(where).parent)
+    again = _again(where.rpartition("/")[0])
     described = _object(raw, where, "index of a shard", VERSION)
     try:
         index = Index(**described)
@@ -95,7 +98,7 @@ def parse_list(raw: bytes, where: str) -> list[Shard]:
     Raises:
         UserError: no JSON, of another version, or a shard has a name that is none.
     """
-    described = _object(raw, where, "list of shards", 1)
+    described, folder = _object(raw, where, "list of shards", 1), where.rpartition("/")[0]
     try:
         shards = [Shard(**shard) for shard in described["shards"]]
         _require(all(_NAME.fullmatch(shard.name) for shard in shards), "a shard is not named NNNNNN.tar")
@@ -103,8 +106,20 @@ def parse_list(raw: bytes, where: str) -> list[Shard]:
         _require(_naturals(counts), "a count is no whole number")
         _require(sum(shard.samples for shard in shards) == described["samples"], "samples do not add up")
     except (TypeError, ValueError, KeyError) as error:
-        raise UserError(f"{where} is no list of shards ({error}): {_again(Path(where).parent)}") from error
+        raise UserError(f"{where} is no list of shards ({error}): {_again(folder)}") from error
     return shards
+
+
+def digests(tar: Path, sizes: Iterable[int]) -> tuple[str, list[int], int]:
+    """SHA-256 of a whole tar, CRC-32 of each sample in it, and its bytes: as they are on the disk."""
+    sha256, crcs = hashlib.sha256(), []
+    with open(tar, "rb") as file:
+        for size in sizes:
+            sample = file.read(size)
+            sha256.update(sample)
+            crcs.append(crc32(sample))
+        sha256.update(file.read())  # the end of the tar
+        return sha256.hexdigest(), crcs, file.tell()
 
 
 def dump_list(shards: Sequence[Shard]) -> bytes:
@@ -119,7 +134,7 @@ def dump(value: object) -> bytes:
 
 
 def _object(raw: bytes, where: str, what: str, version: int) -> dict[str, Any]:
-    again = _again(Path(where).parent)
+    again = _again(where.rpartition("/")[0])
     try:
         described = json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -135,16 +150,16 @@ def _object(raw: bytes, where: str, what: str, version: int) -> dict[str, Any]:
 
 
 def _check(index: Index) -> None:
-    columns = (index.keys, index.offsets, index.sizes, index.lengths)
+    columns = (index.keys, index.offsets, index.sizes, index.crcs, index.lengths)
     _require(
         all(isinstance(column, list) and len(column) == index.samples for column in columns),
-        f"it lists {index.samples} samples, but not a key, offset, size and length for each",
+        f"it lists {index.samples} samples, but not a key, offset, size, CRC and length for each",
     )
     _require(all(isinstance(key, str) for key in index.keys), "a key is no text")
-    _require(
-        _naturals([*index.offsets, *index.sizes, *index.lengths, index.captions, index.bytes]),
-        "a number is not whole",
-    )
+    _require(len(set(index.keys)) == index.samples, "a key comes twice")
+    numbers = [*index.offsets, *index.sizes, *index.crcs, *index.lengths, index.captions, index.bytes]
+    _require(_naturals(numbers), "a number is not whole")
+    _require(max(index.crcs, default=0) < 2**32, "a CRC has more than 32 bits")
     ends = [offset + size for offset, size in zip(index.offsets, index.sizes, strict=True)]
     _require(max(ends, default=0) <= index.bytes, "a sample lies beyond the end")
 
@@ -158,5 +173,5 @@ def _require(condition: bool, otherwise: str) -> None:
         raise ValueError(otherwise)
 
 
-def _again(folder: Path) -> str:
+def _again(folder: object) -> str:
     return f"the shard was not written to its end; remove {folder} and make it again (longclip shards ...)"

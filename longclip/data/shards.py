@@ -17,7 +17,6 @@ of a dataset is never taken for all of it. The same records give the same bytes.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Iterable
@@ -32,7 +31,7 @@ from webdataset import TarWriter
 
 from ..captions import SPECIALS
 from ..types import Caption, Record, UserError
-from .index import LIST, UNFINISHED, VERSION, Index, Shard, dump, dump_list, index_name, read_index
+from .index import LIST, UNFINISHED, VERSION, Index, Shard, digests, dump, dump_list, index_name, read_index
 from .keys import Keys
 
 IMAGES = ("jpg", "png", "webp")
@@ -178,14 +177,15 @@ class _OpenShard:
     def finish(self, tokenizer_hash: str) -> Index:
         self._tar.close()
         _publish(self._file, self.path)
-        with open(self.path, "rb") as whole:
-            sha256, size = hashlib.file_digest(whole, "sha256").hexdigest(), os.fstat(whole.fileno()).st_size
+        sizes = [end - start for start, end in pairwise(self.ends)]
+        sha256, crcs, size = digests(self.path, sizes)
         index = Index(
             VERSION,
             len(self.keys),
             self.keys,
             self.ends[:-1],
-            [end - start for start, end in pairwise(self.ends)],
+            sizes,
+            crcs,
             self.lengths,
             self.captions,
             size,
