@@ -1,23 +1,26 @@
-"""`longclip shards | export | import`: everything around training. Each command imports what it needs."""
+"""`longclip shards | preview | doctor | export | import`: everything around training.
+
+Each command imports what it needs.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from .types import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; a user's mistake is one sentence and exit code 2."""
+    """Run one command; a user's mistake is one sentence and exit code 2, a doctor's problem is 1."""
     options = parser().parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,6 +38,8 @@ def parser() -> argparse.ArgumentParser:
     shards.add_argument("--max-faults", type=float, default=0.01, help="stop above this share of bad entries")
     shards.add_argument("--model", default="ViT-B-16", help="the architecture whose tokenizer makes the ids")
     shards.set_defaults(run=_shards)
+    _preview_command(commands)
+    _doctor_command(commands)
 
     export = commands.add_parser("export", help="a run or checkpoint -> a folder that open_clip loads")
     export.add_argument("source", type=Path, help="a run directory or a .ckpt file")
@@ -53,6 +58,33 @@ def parser() -> argparse.ArgumentParser:
     )
     bring.set_defaults(run=_import)
     return root
+
+
+def _preview_command(commands: Any) -> None:
+    preview = commands.add_parser("preview", help="an HTML page of samples as training shows them")
+    preview.add_argument("source", help="a folder of shards")
+    preview.add_argument(
+        "--recipe",
+        default="long",
+        help="a name in conf/recipe, a YAML file, or a run directory; default: long",
+    )
+    preview.add_argument("--out", type=Path, default=Path("preview.html"), help="default: preview.html")
+    preview.add_argument("--count", type=int, default=12, help="images, spread over the data; default: 12")
+    preview.add_argument("--epoch", type=int, default=0, help="whose crops and texts; default: 0")
+    preview.add_argument("--model", help="an architecture; default: what the recipe says, or ViT-B-16")
+    preview.set_defaults(run=_preview)
+
+
+def _doctor_command(commands: Any) -> None:
+    doctor = commands.add_parser(
+        "doctor", help="what is wrong with this machine or this data, and what to type"
+    )
+    doctor.add_argument("--data", nargs="+", default=[], metavar="DIR", help="shards that train")
+    doctor.add_argument("--benchmarks", nargs="+", default=[], metavar="DIR", help="shards that judge")
+    doctor.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are kept; default: runs")
+    doctor.add_argument("--model", default="ViT-B-16", help="whose tokenizer the shards should have")
+    doctor.add_argument("--deep", action="store_true", help="read every byte of the shards as well")
+    doctor.set_defaults(run=_doctor)
 
 
 def _shards(options: argparse.Namespace) -> None:
@@ -79,6 +111,26 @@ def _shards(options: argparse.Namespace) -> None:
         )
     print(report)
     print(f"next: python train.py data=shards data.root={options.out} benchmark=shards name=NAME")
+
+
+def _preview(options: argparse.Namespace) -> None:
+    from .preview import preview
+
+    written = preview(
+        options.source,
+        options.recipe,
+        options.out,
+        count=options.count,
+        epoch=options.epoch,
+        architecture=options.model,
+    )
+    print(written)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from .doctor import examine
+
+    return examine(options.data, options.benchmarks, options.runs, model=options.model, deep=options.deep)
 
 
 def _export(options: argparse.Namespace) -> None:

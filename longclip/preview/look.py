@@ -1,0 +1,190 @@
+"""What training shows of a dataset: a few samples in full, and the caption lengths of many.
+
+In: a `Dataset`, a `Plan`, caption groups. Out: `Shown` samples and `Counts`, plain values for `page`.
+
+Boxes are carried through crops and flips by a picture whose pixels say where they come from, sent through
+the same transform, so that this file knows nothing of how a crop is drawn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..captions import Groups
+from ..data.dataset import Dataset
+from ..data.images import Augment
+from ..data.loading import picture
+from ..types import Box, Record, Sentence, Text, UserError
+from .plan import Plan
+
+View = Callable[[Tensor], Tensor]
+
+
+class Picture(NamedTuple):
+    """An image as the model sees it, with the boxes that are still in it."""
+
+    title: str
+    png: bytes
+    boxes: dict[int, Box]  # by number, in fractions of this picture
+
+
+class Slot(NamedTuple):
+    """A caption slot: its group, and the text that the recipe put there."""
+
+    group: str
+    text: Text | None
+    box: int | None  # its number
+
+
+class Told(NamedTuple):
+    """A caption as it is stored: its sentences and the numbers of their boxes."""
+
+    source: str
+    sentences: list[tuple[str, int | None]]
+
+
+class Shown(NamedTuple):
+    """One sample. `damage` says why there is nothing to see."""
+
+    key: str
+    shard: str
+    pictures: list[Picture] = []
+    slots: list[Slot] = []
+    captions: list[Told] = []
+    damage: str = ""
+
+
+class Counts(NamedTuple):
+    """Lengths in tokens, start and end token included, of everything that was looked at."""
+
+    images: int
+    damaged: int
+    sources: dict[str, list[int]]  # every caption, by who wrote it
+    sentences: dict[str, list[int]]  # how many each of them has
+    groups: dict[str, list[int]]  # every filled slot of the recipe, by group
+
+
+def spread(total: int, count: int) -> list[int]:
+    """`count` different numbers below `total`, evenly spread: the first of each equal part."""
+    count = min(count, total)
+    return [total * part // count for part in range(count)]
+
+
+def sample(data: Dataset, index: int, plan: Plan, groups: Groups, epoch: int) -> Shown:
+    """One sample as epoch `epoch` of a run shows it, and as judging does."""
+    try:
+        record, image_CHW = picture(data, index)
+        texts = groups.show(record.captions, record.key, epoch)
+    except UserError as error:
+        return Shown(f"sample {index}", "", damage=str(error))
+    numbers = _numbered(record, texts)
+    return Shown(
+        record.key,
+        str(data.shard(index)),
+        [_picture(image_CHW, *view, numbers) for view in _views(plan, record.key, epoch)],
+        _slots(groups, texts, numbers),
+        [_told(caption.source, caption.text, caption.sentences, numbers) for caption in record.captions],
+    )
+
+
+def counts(data: Dataset, indexes: Sequence[int], groups: Groups, epoch: int, extra: int) -> Counts:
+    """Caption lengths of these records; `extra` is the number of start and end tokens."""
+    found = Counts(len(indexes), 0, defaultdict(list), defaultdict(list), defaultdict(list))
+    damaged = 0
+    for index in indexes:
+        try:
+            record = data.record(index)
+            texts = groups.show(record.captions, record.key, epoch)
+        except UserError:
+            damaged += 1
+            continue
+        for caption in record.captions:
+            found.sources[caption.source].append(extra + sum(len(s.ids) for s in caption.sentences))
+            found.sentences[caption.source].append(len(caption.sentences))
+        for group, slots in groups.slots.items():
+            found.groups[group] += [extra + len(text.ids) for text in texts[slots] if text]
+    return found._replace(damaged=damaged)
+
+
+def _views(plan: Plan, key: str, epoch: int) -> list[tuple[str, View, View]]:
+    """Title, what happens to the image, and the same without the colours: where its pixels go."""
+
+    def drawn(augment: Augment) -> View:
+        def view(image_CHW: Tensor) -> Tensor:
+            rng = random.Random(f"{plan.seed}/{epoch}/{key}")  # as `data.loading.Samples` does
+            return augment(image_CHW, plan.transform.size, rng, plan.transform.interpolation)
+
+        return view
+
+    views: list[tuple[str, View, View]] = [("judging", plan.transform, plan.transform)]
+    if plan.augment is not None:
+        still = dataclasses.replace(plan.augment, jitter=0.0)
+        views.append(("training, augmented", drawn(plan.augment), drawn(still)))
+    return views
+
+
+def _numbered(record: Record, texts: Sequence[Text | None]) -> dict[Box, int]:
+    """Every different box, sentences' first, then those that a policy made of several."""
+    boxes = [sentence.box for caption in record.captions for sentence in caption.sentences]
+    boxes += [text.box for text in texts if text]
+    return {box: number for number, box in enumerate(dict.fromkeys(b for b in boxes if b), 1)}
+
+
+def _picture(image_CHW: Tensor, title: str, view: View, moved: View, numbers: dict[Box, int]) -> Picture:
+    pixels_HWC = view(image_CHW).permute(1, 2, 0).numpy()
+    written = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels_HWC)).save(written, "PNG")
+    if not numbers:
+        return Picture(title, written.getvalue(), {})
+    origin_CHW = _origins(image_CHW, moved)
+    boxes = {number: _carried(box, origin_CHW) for box, number in numbers.items()}
+    return Picture(title, written.getvalue(), {number: box for number, box in boxes.items() if box})
+
+
+def _origins(image_CHW: Tensor, view: View) -> Tensor:
+    """[3, size, size]: column and row that each pixel comes from, in 255ths, and 255 where none is padded."""
+    height, width = image_CHW.shape[1:]
+    marked_CHW = torch.full((3, height, width), 255, dtype=torch.uint8)
+    marked_CHW[0] = ((torch.arange(width) + 0.5) * (255 / width)).to(torch.uint8)
+    marked_CHW[1] = ((torch.arange(height) + 0.5) * (255 / height)).to(torch.uint8)[:, None]
+    return view(marked_CHW)
+
+
+def _carried(box: Box, origin_CHW: Tensor) -> Box | None:
+    """Where a box of the whole image lies in a view; None where it is outside of it."""
+    left, top, right, bottom = (255 * edge for edge in box)
+    column_HW, row_HW, inside_HW = origin_CHW
+    within_HW = (column_HW >= left) & (column_HW <= right) & (row_HW >= top) & (row_HW <= bottom)
+    rows_M, columns_M = (within_HW & (inside_HW > 127)).nonzero(as_tuple=True)
+    if not len(rows_M):
+        return None
+    height, width = within_HW.shape
+    return (
+        int(columns_M.min()) / width,
+        int(rows_M.min()) / height,
+        (int(columns_M.max()) + 1) / width,
+        (int(rows_M.max()) + 1) / height,
+    )
+
+
+def _slots(groups: Groups, texts: Sequence[Text | None], numbers: dict[Box, int]) -> list[Slot]:
+    return [
+        Slot(group, text, numbers.get(text.box) if text and text.box else None)
+        for group, slots in groups.slots.items()
+        for text in texts[slots]
+    ]
+
+
+def _told(source: str, text: str, sentences: Sequence[Sentence], numbers: dict[Box, int]) -> Told:
+    spans = [(text[s.start : s.end], numbers.get(s.box) if s.box else None) for s in sentences]
+    return Told(source, spans)

@@ -1,0 +1,144 @@
+"""What a preview shows: a recipe, read without Hydra and without running anything it names.
+
+In: what the user typed as --recipe: a name among conf/recipe/*.yaml, a YAML file (also what `python train.py
+... --cfg job --resolve` prints) or a run directory. Out: a `Plan`.
+
+A YAML file is data: `_target_` may name the caption policies and `Augment`, and nothing else is ever built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import open_clip
+import yaml
+
+from .. import captions
+from ..captions import Policy
+from ..data import images
+from ..data.images import Augment, EvalTransform
+from ..towers import configs
+from ..types import UserError
+
+_MODULES = {module.__name__: module for module in (captions, images)}
+_CONTEXT = "${model.backbone.context_length}"  # the one reference that recipes hold
+
+
+class Plan(NamedTuple):
+    """How a run would show its data."""
+
+    label: str
+    policies: dict[str, Policy]
+    augment: Augment | None
+    transform: EvalTransform
+    architecture: str
+    context_length: int
+    seed: int
+
+
+def read(recipe: str, architecture: str | None = None) -> Plan:
+    """The plan of a recipe; `architecture` (an open_clip name) stands in where the file names none.
+
+    Raises:
+        UserError: there is no such recipe, it has no caption groups, or it names what no preview builds.
+    """
+    path = _find(recipe)
+    config = _load(path)
+    backbone = _node(config, "model", "backbone", path=path)
+    name = architecture or backbone.get("architecture") or "ViT-B-16"
+    described = configs.named(str(name))
+    context = backbone.get("context_length") or (
+        described["text_cfg"].get("context_length", 77) if "architecture" in backbone else 248
+    )
+    policies = _build(_node(config, "recipe", "captions", path=path), context, path)
+    if not policies:
+        raise UserError(f"{path} has no caption groups; name a recipe that has some under recipe.captions")
+    data = _node(config, "data", path=path)
+    return Plan(
+        recipe,
+        policies,
+        _build(data["augment"], context, path) if "augment" in data else Augment(),
+        _transform(str(name), backbone, described),
+        str(name),
+        int(context),
+        int(config.get("seed") or 0),
+    )
+
+
+def _find(recipe: str) -> Path:
+    given = Path(recipe)
+    if (given / "config.yaml").is_file():
+        return given / "config.yaml"
+    if given.is_file():
+        return given
+    roots = (Path.cwd(), Path(__file__).resolve().parents[2])
+    folders = [root / "conf" / "recipe" for root in roots]
+    for folder in folders:
+        if (folder / f"{recipe}.yaml").is_file() and "/" not in recipe:
+            return folder / f"{recipe}.yaml"
+    names = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+    raise UserError(
+        f"--recipe {recipe} is no run directory (no config.yaml in it), no file, and no recipe by name "
+        f"({', '.join(names) or 'there is no conf/recipe here'})"
+    )
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no readable YAML: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds {type(found).__name__}, not the keys of a recipe or a run's config")
+    return found
+
+
+def _node(config: Mapping[str, Any], *keys: str, path: Path) -> dict[str, Any]:
+    node: Any = config
+    for key in keys:
+        node = node.get(key) or {}
+        if not isinstance(node, dict):
+            raise UserError(f"{path}: {key} is {node!r:.60}, where keys and values are expected")
+    return node
+
+
+def _build(node: Any, context: int, path: Path) -> Any:
+    """What a YAML node describes: policies and plain values."""
+    if isinstance(node, dict):
+        target = node.get("_target_")
+        given = {key: _build(value, context, path) for key, value in node.items() if key != "_target_"}
+        return given if target is None else _made(target, given, path)
+    if isinstance(node, list):
+        return [_build(value, context, path) for value in node]
+    if node == _CONTEXT:
+        return context
+    if isinstance(node, str) and "${" in node:
+        raise UserError(
+            f"{path} refers to {node}, which only a run resolves; write one out and name that: "
+            "python train.py ... --cfg job --resolve > plan.yaml"
+        )
+    return node
+
+
+def _made(target: object, given: dict[str, Any], path: Path) -> Any:
+    module, _, name = str(target).rpartition(".")
+    kind = getattr(_MODULES.get(module), name, None)
+    if not isinstance(kind, type) or not kind.__module__.startswith("longclip."):
+        raise UserError(
+            f"{path} wants {target}, which a preview does not build: "
+            f"caption policies and Augment of {' and '.join(_MODULES)} only"
+        )
+    try:
+        return kind(**given)
+    except TypeError as error:
+        raise UserError(f"{path}: {target} does not take these values: {error}") from error
+
+
+def _transform(name: str, backbone: Mapping[str, Any], described: Mapping[str, Any]) -> EvalTransform:
+    tag = backbone.get("weights")
+    theirs = (open_clip.get_pretrained_cfg(name, tag) or {}) if isinstance(tag, str) else {}
+    size = backbone.get("image_size") or described["vision_cfg"].get("image_size", 224)
+    modes = (theirs.get("resize_mode") or "shortest", theirs.get("interpolation") or "bicubic")
+    return EvalTransform(size, *modes)
