@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from .callbacks import token_counts
+from .data.module import SourceReport
+from .data.plan import Plan
 
 
 class Banner(Callback):
@@ -29,18 +32,19 @@ class Banner(Callback):
         if trainer.is_global_zero:
             console = Console(width=None if sys.stdout.isatty() else 110)
             console.print(self._plan(trainer, module))
+            console.print(source_table(trainer.datamodule.report()))  # type: ignore[attr-defined]
             console.print(parameter_table(module))
 
     def _plan(self, trainer: lightning.Trainer, module: Any) -> Table:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        total, batch = module.optim.samples, data.batch_size
+        plan, total = data.plan, module.optim.samples
         table = Table("", "", title=f"longclip: {self.name}", show_header=False, title_justify="left")
+        table.add_row("data", _data_line(data, total))
+        table.add_row("steps", f"{trainer.max_steps:,} of {_size(plan)} images ({total:,} samples)")
         table.add_row(
-            "data", f"{data.train_size:,} images in {data.root}; {total / data.train_size:.1f} epochs"
-        )
-        table.add_row("steps", f"{trainer.max_steps:,} of {batch:,} images ({total:,} samples)")
-        table.add_row(
-            "batch", f"{batch:,} global = {trainer.world_size} process(es) x {batch // trainer.world_size:,}"
+            "batch",
+            f"{plan.batch_size:,} global = {trainer.world_size} process(es) x "
+            f"{plan.batch_size // trainer.world_size:,}, composed: {plan.batches}",
         )
         table.add_row("captions", ", ".join(f"{g} x {s.stop - s.start}" for g, s in module.slots.items()))
         table.add_row("terms", ", ".join(f"{n} (weight {t.weight:g})" for n, t in module.terms.items()))
@@ -48,14 +52,40 @@ class Banner(Callback):
         table.add_row("precision", f"{trainer.precision} on {trainer.strategy.root_device}")
         if self.checkpoint:
             where = f"step {module.steps_done:,}, {module.samples_seen:,} samples, epoch "
-            where += f"{module.samples_seen / data.train_size:.2f}: data position restored"
+            where += f"{module.samples_seen / data.epoch_size:.2f}: data position restored"
             table.add_row("resumes", f"{self.checkpoint.name} at {where}")
         return table
 
 
+def source_table(reports: Sequence[SourceReport]) -> Table:
+    """What a run makes of each of its sources."""
+    stores = list(dict.fromkeys(store for report in reports for store in report.joined))
+    table = Table("sources", "samples", "kept", "weight", "an epoch", "passes", *stores, title_justify="left")
+    for report in reports:
+        row = (
+            report.name,
+            f"{report.samples:,}",
+            f"{report.kept:,}",
+            f"{report.weight:g}",
+            f"{report.epoch:,}",
+        )
+        shares = (f"{100 * share:.1f} % joined" for share in report.joined.values())
+        table.add_row(*row, f"{report.passes:.2f}", *shares)
+    return table
+
+
+def _data_line(data: Any, total: int) -> str:
+    epochs = f"{data.epoch_size:,} samples an epoch; {total / data.epoch_size:.1f} epochs"
+    return f"{len(data.corpus):,} images in {data.root}; {epochs}"
+
+
+def _size(plan: Plan) -> str:
+    return f"{plan.batch_size:,}" if plan.tokens is None else f"up to {plan.batch_size:,}"
+
+
 def _text_line(module: Any, data: Any, probe: int = 256) -> str:
     """Tokens and truncation of the first images' captions, as the recipe shows them."""
-    batch = data.probe(min(probe, data.train_size))
+    batch = data.probe(min(probe, data.epoch_size))
     counts = token_counts(batch)
     how = f"padded ({module.tower.padded_because})" if module.tower.padded_because else "packed"
     return (

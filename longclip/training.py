@@ -46,6 +46,7 @@ class LongClip(lightning.LightningModule):
         self.slots, self.optim, self.seed = slots, optim, seed
         self.needs = frozenset[str]().union(*(term.needs for term in terms.values()))
         self.samples_seen = self.steps_done = 0
+        self._signature: dict[str, object] | None = None  # of the order in which the samples were seen
         _check_groups(terms, slots)
         tower.check_needs(self.needs)
 
@@ -70,9 +71,8 @@ class LongClip(lightning.LightningModule):
                 "only be contrasted with itself. Leave it at 1; to save memory: model.grad_checkpointing=true"
             )
         trainer: Any = self.trainer  # these attributes are set at run time
-        trainer.datamodule.position = self.samples_seen
         # The run is counted in samples; a resumed one may have another batch size.
-        left = (self.optim.samples - self.samples_seen) // trainer.datamodule.batch_size
+        left = trainer.datamodule.resume(self.samples_seen, self.steps_done, self._signature)
         trainer.fit_loop.epoch_loop.max_steps = self.steps_done + left
         self.log_every = trainer.log_every_n_steps
 
@@ -89,8 +89,10 @@ class LongClip(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What makes the file complete on its own: plain JSON types only, never a config object."""
+        trainer: Any = self.trainer
         checkpoint["longclip"] = {
             "samples_seen": self.samples_seen,
+            "order": trainer.datamodule.signature(),
             "model_cfg": self.tower.model_cfg,
             "preprocess_cfg": self.tower.preprocess_cfg,
         }
@@ -98,6 +100,7 @@ class LongClip(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         _check_same_shapes(checkpoint["state_dict"], self.state_dict())
         self.samples_seen, self.steps_done = checkpoint["longclip"]["samples_seen"], checkpoint["global_step"]
+        self._signature = checkpoint["longclip"].get("order")
 
     def _not_finite(self, losses: dict[str, Loss], batch: Batch) -> str:
         bad = [f"{name} = {loss.value.item()}" for name, loss in losses.items() if not loss.value.isfinite()]

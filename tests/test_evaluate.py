@@ -7,6 +7,7 @@ from eval import report
 from longclip import runs
 from longclip.captions import First, Groups, Source, Whole
 from longclip.data.module import DataModule
+from longclip.data.plan import Plan
 from longclip.evaluate import Pointing, Retrieval, judge
 from longclip.metrics import retrieval
 from longclip.towers.clip import DualTower
@@ -22,7 +23,7 @@ def tower(tiny):
 @pytest.fixture
 def data(scenes, tower):
     return DataModule(
-        root=scenes, train="train", judge=["heldout"], batch_size=8, samples=64, groups=None,
+        root=scenes, train="train", judge=["heldout"], plan=Plan(64, 8), groups=None,
         tokenizer=tower.tokenizer, preprocess=tower.preprocess_cfg,
     )  # fmt: skip
 

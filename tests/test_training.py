@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import lightning
 import pytest
@@ -10,6 +11,7 @@ import torch
 from longclip import callbacks, models, runs
 from longclip.captions import Groups, Sentences, Whole
 from longclip.data.module import DataModule
+from longclip.data.plan import Plan
 from longclip.objectives import Contrastive, Grouping, Loss
 from longclip.optim import AdamW
 from longclip.towers.clip import DualTower
@@ -27,7 +29,7 @@ def parts(scenes, tiny, terms=None, precision="32-true", run=None, samples=SAMPL
     terms = terms or {"long": Contrastive("long"), "sub": Contrastive("sub"), "grouping": Grouping("sub")}
     module = LongClip(tower, terms, groups.slots, AdamW(lr=1e-3, warmup=32, samples=samples), seed=0)
     data = DataModule(
-        root=scenes, train="train", judge=["heldout"], batch_size=BATCH, samples=samples, groups=groups,
+        root=scenes, train="train", judge=["heldout"], plan=Plan(samples, BATCH), groups=groups,
         tokenizer=tower.tokenizer, preprocess=tower.preprocess_cfg, workers=0,
     )  # fmt: skip
     trainer = lightning.Trainer(
@@ -90,7 +92,7 @@ def test_a_resume_with_another_batch_size_goes_on_at_the_same_sample(scenes, tin
     trainer.fit(module, data)
     rest = Watch()
     trainer, module, data = parts(scenes, tiny, extra=[rest])
-    data.batch_size = 8
+    data.plan = replace(data.plan, batch_size=8)
     trainer.fit(module, data, ckpt_path=runs.newest_checkpoint(tmp_path), weights_only=True)
     assert [len(keys) for keys in rest.keys] == [8] * 10
     assert module.samples_seen == SAMPLES

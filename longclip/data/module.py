@@ -6,75 +6,146 @@ only state is `DataModule.position`, the number of samples trained on: see `orde
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 
-from .. import dist
 from ..captions import Groups
 from ..tokens import Tokenizer
 from ..types import Batch, Sample, UserError
+from .batching import Batches
+from .corpus import Corpus, sources
 from .dataset import Dataset
 from .images import Augment, EvalTransform
+from .joining import Join, Joined
 from .loading import Loader, Samples, collate, picture
-from .order import Batches, Order
+from .mixture import Mixture
+from .order import Stream
+from .plan import Plan
+
+log = logging.getLogger(__name__)
+
+
+class SourceReport(NamedTuple):
+    """What a run makes of one source."""
+
+    name: str
+    samples: int  # stored
+    kept: int  # of them, after `data.sidecar.filter`
+    weight: float
+    epoch: int  # shown in an epoch
+    passes: float  # over those kept, in the whole run
+    joined: dict[str, float]  # side-car -> share of the samples that it knows
 
 
 class DataModule(lightning.LightningDataModule):
-    """The data of a run: one folder of shards to train on, any number to judge on.
+    """The data of a run: one or several sources to train on, any number of sets to judge on.
 
     Args:
         root: what the other folders are relative to.
-        train: folder of the training shards.
+        train: folder of the training shards, or several by name: {NAME: {folder: ..., weight: ...}}.
         judge: folders of the evaluation sets, which are also their names.
-        batch_size: images per step over all processes.
-        samples: images to train on in all; whole batches only, so the last `samples % batch_size` are not.
+        plan: how much of it is shown, in which order and batches.
         groups: caption slots of the recipe.
         tokenizer: of the model.
         preprocess: size, resize_mode and interpolation of the model's images, as open_clip names them.
-        seed: of order and augmentation.
+        sidecar: what else is known of the training samples.
         workers: processes that decode; 0 decodes in the main process.
         augment: random crops and the like; None shows images as judging does.
         prepare: called as `prepare(root, tokenizer=tokenizer)` to make `root` where it is missing.
-        block, window: see `Order`.
 
     Attributes:
-        position: images trained on so far. A resumed training sets it before `train_dataloader`.
+        position: images trained on so far, see `resume`.
     """
 
     def __init__(
         self,
         *,
         root: str | Path,
-        train: str,
+        train: str | Mapping[str, Any],
         judge: Sequence[str],
-        batch_size: int,
-        samples: int,
+        plan: Plan,
         groups: Groups,
         tokenizer: Tokenizer,
         preprocess: Mapping[str, Any],
-        seed: int = 0,
+        sidecar: Join | None = None,
         workers: int = 1,
         augment: Augment | None = None,
         prepare: Callable[..., object] | None = None,
-        block: int = 32,
-        window: int = 32,
     ) -> None:
         super().__init__()
-        self.root, self.train, self.judge = Path(root), train, list(judge)
-        self.batch_size, self.samples, self.workers = batch_size, samples, workers
-        self.groups, self.tokenizer, self.seed = groups, tokenizer, seed
+        self.root, self.sources, self.judge = Path(root), sources(train), list(judge)
+        self.plan, self.workers, self.sidecar = plan, workers, sidecar or Join()
+        self.groups, self.tokenizer = groups, tokenizer
         self.transform, self.augment, self.prepare = _transform(preprocess), augment, prepare
-        self.block, self.window = block, window
-        self.position = 0
+        self.position = self._steps = 0
         self._opened: dict[str, Dataset] = {}
 
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The training data."""
+        opened = {name: self._open(source.folder) for name, source in self.sources.items()}
+        return Corpus({name: Joined(data, self.sidecar) for name, data in opened.items()})
+
+    @cached_property
+    def mixture(self) -> Mixture:
+        """The sources in one stream."""
+        return self.plan.mixture(self.sources, self.corpus)
+
     @property
-    def train_size(self) -> int:
-        """Images of the training set, each shown once an epoch."""
-        return len(self._open(self.train))
+    def epoch_size(self) -> int:
+        """Samples of an epoch."""
+        return self.mixture.samples
+
+    def report(self) -> list[SourceReport]:
+        """What the run makes of each source."""
+        epochs = self.plan.samples / self.epoch_size
+        rows = zip(self.corpus.names, self.corpus.parts, self.mixture.parts, strict=True)
+        return [
+            SourceReport(
+                name,
+                len(data),
+                data.choices,
+                self.sources[name].weight,
+                part.epoch,
+                epochs * part.epoch / data.choices,
+                data.joined,
+            )
+            for name, data, part in rows
+        ]
+
+    def shown(self, position: int) -> dict[str, int]:
+        """Samples of each source before a position; composed batches make it a matter of their pool."""
+        return self.mixture.shown(position)
+
+    def signature(self) -> dict[str, object]:
+        """What the meaning of a position depends on, as plain values."""
+        sizes = {report.name: [report.kept, report.epoch] for report in self.report()}
+        return {**self.plan.signature(), "sources": sizes}
+
+    def resume(self, position: int, steps: int, signature: Mapping[str, object] | None = None) -> int:
+        """Go on from a position, reached in so many steps; returns how many steps are left.
+
+        Args:
+            signature: of the run that reached it: where it is another, a warning says that samples will
+                come twice or not at all in this epoch.
+        """
+        own, old = self.signature(), signature or self.signature()
+        changed = [
+            f"{name} {old.get(name)} -> {value}" for name, value in own.items() if old.get(name) != value
+        ]
+        if changed:
+            log.warning(
+                "the order of samples is not that of the checkpoint (%s): until the end of this epoch some "
+                "will come twice and others not at all",
+                ", ".join(changed),
+            )
+        self.position, self._steps = position, steps
+        return self._batches().left
 
     def prepare_data(self) -> None:
         if self.prepare is not None:
@@ -82,17 +153,14 @@ class DataModule(lightning.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Open everything, so that a missing or torn folder is an error now and not at its first use."""
-        for name in [self.train, *self.judge] if stage == "fit" else self.judge:
+        for name in self.judge:
             self._open(name)
+        if stage == "fit":
+            _ = self.mixture
 
     def train_dataloader(self) -> Loader:
         """What is left of the run from `position` on: `len()` counts the steps before it, too."""
-        samples = self._samples()
-        before = self.trainer.global_step if self.trainer else self.position // self.batch_size
-        batches = Batches(
-            samples.order, self.batch_size, dist.rank(), dist.world(), self.position, self.samples, before
-        )
-        return Loader(samples, self.tokenizer, batches, self.workers)
+        return Loader(self._samples(), self.tokenizer, self._batches(), self.workers)
 
     def probe(self, count: int) -> Batch:
         """The first images of the run as one batch."""
@@ -117,9 +185,14 @@ class DataModule(lightning.LightningDataModule):
             yield samples, collate(samples, self.tokenizer)
 
     def _samples(self) -> Samples:
-        data = self._open(self.train)
-        order = Order(len(data), self.seed, self.block, self.window)
-        return Samples(data, order, self.groups, self.transform, self.augment, self.seed)
+        return Samples(self.corpus, self._stream, self.groups, self.transform, self.augment, self.plan)
+
+    def _batches(self) -> Batches:
+        return self.plan.cut(self._stream, self.corpus, self.position, self._steps)
+
+    @cached_property
+    def _stream(self) -> Stream:
+        return self.plan.stream(self.mixture, self.corpus)
 
     def _open(self, name: str) -> Dataset:
         if name not in self._opened:

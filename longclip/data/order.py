@@ -1,17 +1,17 @@
-"""Which sample comes next: a pure function of (seed, epoch, position), with no state to save.
+"""Which sample comes next: a pure function of (seed, position), with no state to save.
 
-In: how many samples there are, and a seed. Out: for any position in the endless stream of a run, the epoch it
-falls into and the sample to show. Ranks, workers and batch sizes only cut this one stream, so a run
-resumes from one integer, in the middle of an epoch, on any number of processes.
+In: how many samples there are, and a seed. Out: for any position in the endless stream of a run, the pass
+over the data that it falls into and the sample to show. Ranks, workers and batch sizes only cut this one
+stream, so a run resumes from one integer, in the middle of an epoch, on any number of processes.
 
-Within an epoch, blocks of neighbouring samples (the unit of reading) are permuted, and each run of
+Within a pass, blocks of neighbouring samples (the unit of reading) are permuted, and each run of
 `window` permuted blocks (the unit of shuffling) is shuffled sample by sample. Only blocks are ever
 listed: ten million samples cost a permutation of 312,500 blocks and a window of 1,024 samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -21,9 +21,32 @@ from numpy.typing import NDArray
 from ..types import UserError
 
 
+class Stream(ABC):
+    """An endless stream of samples by position.
+
+    Attributes:
+        samples: positions of one epoch.
+    """
+
+    samples: int
+
+    @abstractmethod
+    def span(self, start: int, stop: int) -> NDArray[np.int64]:
+        """(pass, sample index) of the positions from `start` up to `stop`, [stop - start, 2]."""
+
+    def at(self, position: int) -> tuple[int, int]:
+        """(pass, sample index) of a position >= 0. A sample never comes twice with the same pass."""
+        assert position >= 0, f"position {position} < 0"
+        shown, index = self.span(position, position + 1)[0].tolist()
+        return shown, index
+
+
 @dataclass(frozen=True)
-class Order:
-    """The order of one dataset: every sample exactly once an epoch, differently in each.
+class Order(Stream):
+    """The order of one dataset: every sample exactly once a pass, differently in each.
+
+    Where there are several windows, the first third of a pass holds no sample of the last third of the pass
+    before, so that no batch that straddles the two holds an image twice.
 
     Args:
         samples: size of the dataset.
@@ -44,92 +67,63 @@ class Order:
                     f"an order of samples needs {name} >= 1, got {getattr(self, name)}; set it to 1 or more"
                 )
 
-    def at(self, position: int) -> tuple[int, int]:
-        """(epoch, sample index) of a position >= 0 in the endless stream."""
-        assert position >= 0, f"position {position} < 0"
-        epoch, offset = divmod(position, self.samples)
-        window, offset = self._locate(epoch, offset)
-        return epoch, int(_window(self, epoch, window)[offset])
+    def span(self, start: int, stop: int) -> NDArray[np.int64]:
+        parts = [np.empty((0, 2), np.int64)]
+        while start < stop:
+            epoch, offset = divmod(start, self.samples)
+            window, place = self._locate(epoch, offset)
+            found = _window(self, epoch, window)[place : place + stop - start]
+            parts.append(np.stack([np.full(len(found), epoch), found], axis=1))
+            start += len(found)
+        return np.concatenate(parts)
 
     def _locate(self, epoch: int, offset: int) -> tuple[int, int]:
         """Window and place in it. One block is short where `block` does not divide `samples`."""
         blocks, full = -(-self.samples // self.block), self.window * self.block
         missing = blocks * self.block - self.samples
-        short_window = _short_place(blocks, self.seed, epoch) // self.window
+        short_window = _short_place(blocks, self.window, self.seed, epoch) // self.window
         if offset >= (short_window + 1) * full - missing:
             offset += missing
         return divmod(offset, full)
 
 
-class Batches:
-    """This rank's batches of positions, from `start` up to `stop`, in global batches of the whole run.
+def permutation(size: int, *words: int) -> NDArray[np.int64]:
+    """A permutation of range(size) that is a function of its seed words on every numpy version."""
+    return np.argsort(random_bits(size, *words), kind="stable")
 
-    Step s covers positions [start + s * global_batch, start + (s + 1) * global_batch), of which each
-    rank takes its contiguous slice. Only whole global batches are yielded. A batch may straddle two
-    epochs; that batch can then hold an image twice.
 
-    `len()` counts the run from its beginning, `before` steps included, because Lightning adds the
-    steps of a checkpoint to those it fetches and compares the sum with the loader's length; iterating
-    yields only the steps that are left.
+def random_bits(size: int, *words: int) -> NDArray[np.uint64]:
+    """64 random bits for each of `size`. Bit generators promise a stable stream; `Generator` does not."""
+    return np.random.Philox(np.random.SeedSequence([word % 2**64 for word in words])).random_raw(size)
 
-    Raises:
-        UserError: `global_batch` is no multiple of `world`, or exceeds the dataset.
+
+@lru_cache(maxsize=16)
+def _blocks(blocks: int, window: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The blocks of a pass in order: permuted, then those shown late in the pass before moved back.
+
+    The move stays within the first two thirds, so the last third is that of the bare permutation, and
+    a pass depends on no more than the one before it.
     """
-
-    def __init__(
-        self, order: Order, global_batch: int, rank: int, world: int, start: int, stop: int, before: int = 0
-    ) -> None:
-        assert 0 <= rank < world, f"rank {rank} of {world}"
-        if global_batch < 1 or global_batch % world:
-            raise UserError(
-                f"batch_size counts the samples of all processes and must be a multiple of their number: "
-                f"{global_batch} over {world} processes; "
-                f"set batch_size={max(1, global_batch // world) * world}"
-            )
-        if order.samples < global_batch:
-            largest = order.samples // world * world or world
-            raise UserError(
-                f"the training data has {order.samples} samples, fewer than one batch of {global_batch}; "
-                f"set batch_size={largest} or name more data: data.root=FOLDER"
-            )
-        self.order, self.global_batch, self.local = order, global_batch, global_batch // world
-        self.first, self.start, self.before = rank * self.local, start, before
-        self.left = max(0, stop - start) // global_batch
-
-    def __len__(self) -> int:
-        return self.before + self.left
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.left):
-            first = self.start + step * self.global_batch + self.first
-            yield list(range(first, first + self.local))
+    order, rest = permutation(blocks, seed, epoch), blocks % window
+    near = (blocks - 2 * rest) // (3 * window) * window
+    if epoch == 0 or near <= 0:
+        return order
+    late = permutation(blocks, seed, epoch - 1)[-(near + rest) :]
+    head = order[: near + len(late)]
+    return np.concatenate([head[np.argsort(np.isin(head, late), kind="stable")], order[len(head) :]])
 
 
-def _permutation(size: int, *words: int) -> NDArray[np.int64]:
-    """A permutation of range(size) that is a function of its seed words on every numpy version.
-
-    Bit generators promise a stable stream; `Generator.permutation` does not.
-    """
-    bits = np.random.Philox(np.random.SeedSequence([word % 2**64 for word in words])).random_raw(size)
-    return np.argsort(bits, kind="stable")
+@lru_cache(maxsize=16)
+def _short_place(blocks: int, window: int, seed: int, epoch: int) -> int:
+    """Where the last block, the only one that may be short, comes in a pass."""
+    return int(np.flatnonzero(_blocks(blocks, window, seed, epoch) == blocks - 1)[0])
 
 
-@lru_cache(maxsize=4)
-def _blocks(blocks: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return _permutation(blocks, seed, epoch)
-
-
-@lru_cache(maxsize=4)
-def _short_place(blocks: int, seed: int, epoch: int) -> int:
-    """Where the last block, the only one that may be short, comes in an epoch."""
-    return int(np.flatnonzero(_blocks(blocks, seed, epoch) == blocks - 1)[0])
-
-
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _window(order: Order, epoch: int, window: int) -> NDArray[np.int64]:
     """The samples of one window in the order they are shown."""
-    blocks = _blocks(-(-order.samples // order.block), order.seed, epoch)
+    blocks = _blocks(-(-order.samples // order.block), order.window, order.seed, epoch)
     chosen = blocks[window * order.window : (window + 1) * order.window]
     samples = (chosen[:, None] * order.block + np.arange(order.block)).reshape(-1)
     samples = samples[samples < order.samples]
-    return samples[_permutation(len(samples), order.seed, epoch, window)]
+    return samples[permutation(len(samples), order.seed, epoch, window)]

@@ -13,17 +13,18 @@ import torch
 from open_clip.transform import image_transform
 from PIL import Image
 
-from longclip.captions import All, First, Groups, Sentences, Whole, parse
+from longclip import dist
+from longclip.captions import First, Groups, Sentences, Whole, parse
 from longclip.data.dataset import Dataset
-from longclip.data.images import Augment, EvalTransform
-from longclip.data.loading import Loader, Samples
+from longclip.data.images import Augment
 from longclip.data.module import DataModule
-from longclip.data.order import Batches, Order
+from longclip.data.plan import Plan
 from longclip.data.shards import write
 from longclip.tokens import Tokenizer, unpack
 from longclip.types import Batch, Record, UserError
 
 SIZE, COUNT = 16, 21
+PLAN: dict[str, Any] = {"samples": 60, "batch_size": 6, "block": 2, "window": 3}
 PREPROCESS = {"size": SIZE, "resize_mode": "shortest", "interpolation": "bicubic"}
 
 
@@ -58,13 +59,14 @@ def root(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path
 
 def module(root: Path, tokenizer: Tokenizer, **changes: Any) -> DataModule:
     groups = Groups({"long": Whole(), "sub": Sentences(3)}, seed=0)
-    options: dict[str, Any] = {"batch_size": 6, "samples": 60, "workers": 0, "block": 2, "window": 3}
+    plan = {name: changes.pop(name) for name in list(changes) if name in PLAN}
+    options: dict[str, Any] = {"train": "train", "workers": 0, "plan": Plan(**PLAN | plan)}
     options |= {
         "augment": Augment((0.3, 1.0), flip=0.5, jitter=0.2),
         "judge": ["dev"],
         "preprocess": PREPROCESS,
     }
-    return DataModule(root=root, train="train", groups=groups, tokenizer=tokenizer, **options | changes)
+    return DataModule(root=root, groups=groups, tokenizer=tokenizer, **options | changes)
 
 
 def equal(ours: Batch, theirs: Batch) -> bool:
@@ -102,7 +104,7 @@ def test_two_epochs_show_every_image_twice_and_differently(root: Path, tokenizer
 def test_resume_continues_the_stream_in_the_middle_of_an_epoch(root: Path, tokenizer: Tokenizer) -> None:
     whole = list(module(root, tokenizer).train_dataloader())
     resumed = module(root, tokenizer)
-    resumed.position = 24
+    assert resumed.resume(24, 4) == 6
     loader = resumed.train_dataloader()
     rest = list(loader)
     assert len(loader) == len(whole) == 10
@@ -113,19 +115,22 @@ def test_resume_continues_the_stream_in_the_middle_of_an_epoch(root: Path, token
 def test_resume_with_another_batch_size_continues_the_same_samples(root: Path, tokenizer: Tokenizer) -> None:
     whole = torch.cat([batch.pixels_BCHW for batch in module(root, tokenizer).train_dataloader()])
     resumed = module(root, tokenizer, batch_size=4)
-    resumed.position = 30
+    assert resumed.resume(30, 5) == 7
     rest = torch.cat([batch.pixels_BCHW for batch in resumed.train_dataloader()])
     assert torch.equal(rest, whole[30:58])
 
 
-def test_two_processes_together_see_the_batch_of_one(root: Path, tokenizer: Tokenizer) -> None:
-    data = Dataset(root / "train", tokenizer)
-    order, groups = Order(COUNT, 0, 2, 3), Groups({"all": All(2)}, seed=0)
-    samples = Samples(data, order, groups, EvalTransform(SIZE), Augment(), seed=0)
-    one, left, right = (
-        next(iter(Loader(samples, tokenizer, Batches(order, 6, rank, world, 12, 60))))
-        for rank, world in ((0, 1), (0, 2), (1, 2))
-    )
+def test_two_processes_together_see_the_batch_of_one(
+    root: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def first(rank: int, world: int) -> Batch:
+        monkeypatch.setattr(dist, "rank", lambda: rank)
+        monkeypatch.setattr(dist, "world", lambda: world)
+        data = module(root, tokenizer)
+        data.resume(12, 2)
+        return next(iter(data.train_dataloader()))
+
+    one, left, right = first(0, 1), first(0, 2), first(1, 2)
     assert left.keys + right.keys == one.keys
     assert torch.equal(torch.cat([left.pixels_BCHW, right.pixels_BCHW]), one.pixels_BCHW)
     assert torch.equal(torch.cat([left.tokens_T, right.tokens_T]), one.tokens_T)
@@ -172,7 +177,7 @@ def test_setup_opens_every_folder_first(root: Path, tokenizer: Tokenizer) -> Non
         module(root, tokenizer, judge=["dev", "nowhere"]).setup("fit")
     data = module(root, tokenizer)
     data.setup("fit")
-    assert data.train_size == COUNT
+    assert data.epoch_size == COUNT
     assert data.probe(5).keys == next(iter(data.train_dataloader())).keys[:5]
 
 
@@ -207,7 +212,8 @@ class Recorder(lightning.LightningModule):
         checkpoint["position"] = self.position
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.trainer.datamodule.position = self.position = checkpoint["position"]  # type: ignore[attr-defined]
+        self.position = checkpoint["position"]
+        self.trainer.datamodule.resume(self.position, checkpoint["global_step"])  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

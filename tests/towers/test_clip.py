@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from longclip.captions import Groups, Sentences, Whole
 from longclip.data.images import EvalTransform
 from longclip.data.module import DataModule
+from longclip.data.plan import Plan
 from longclip.optim import AdamW
 from longclip.towers.clip import DualTower, Freeze
 from longclip.towers.pretrained import build
@@ -22,7 +23,7 @@ def backbone(tiny):
 
 def batch_of(scenes, backbone, groups, count=6):
     data = DataModule(
-        root=scenes, train="train", judge=["heldout"], batch_size=8, samples=64, groups=groups,
+        root=scenes, train="train", judge=["heldout"], plan=Plan(64, 8), groups=groups,
         tokenizer=backbone.tokenizer, preprocess=backbone.preprocess_cfg,
     )  # fmt: skip
     return data.probe(count)

@@ -1,0 +1,31 @@
+"""Which texts of an image are shown.
+
+In: an image's captions, as `parse` (of `sentences`, offered here too) made them. Out: K slots of texts. A
+policy chooses texts, and `Groups` lays the policies of a recipe side by side, seeded by (seed, epoch, key)
+and by the progress of the run, and nothing else: the same texts whatever the number of workers or processes,
+and after a resume.
+"""
+
+from longclip.sentences import parse, split, texts_of, tokenise
+
+from .groups import Groups
+from .mixing import Best, Likely, Mix
+from .policies import All, Debias, First, Policy, Sentences, Source, Whole
+
+__all__ = [
+    "All",
+    "Best",
+    "Debias",
+    "First",
+    "Groups",
+    "Likely",
+    "Mix",
+    "Policy",
+    "Sentences",
+    "Source",
+    "Whole",
+    "parse",
+    "split",
+    "texts_of",
+    "tokenise",
+]

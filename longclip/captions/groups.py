@@ -1,0 +1,68 @@
+"""The caption groups of a recipe, side by side as K slots: seeded, and the same on every process."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+
+from longclip.types import Caption, Text, UserError
+
+from .policies import Policy
+
+
+class Groups:
+    """The caption groups of a recipe, side by side as K slots.
+
+    Args:
+        groups: a policy by name, in slot order.
+        seed: of the run.
+        shuffle: show an image's captions in another order each epoch; one order for all groups, so that
+            groups which show one caption of several show the same. False when judging.
+
+    Raises:
+        UserError: when there are no groups.
+    """
+
+    def __init__(self, groups: Mapping[str, Policy], seed: int, shuffle: bool = True) -> None:
+        if not groups:
+            raise UserError("The recipe has no caption groups; add one under `captions:`.")
+        self._policies = dict(groups)
+        self._seed = seed
+        self._shuffle = shuffle
+        self.slots: dict[str, slice] = {}
+        self.count = 0
+        for name, policy in groups.items():
+            self.slots[name] = slice(self.count, self.count + policy.count)
+            self.count += policy.count
+
+    def show(
+        self, captions: Sequence[Caption], key: str, epoch: int, progress: float = 0.0
+    ) -> tuple[Text | None, ...]:
+        """K slots for one sample; None where it has no such text.
+
+        The same for equal (seed, epoch, key, progress), whatever the process or worker.
+
+        Args:
+            epoch: how often this sample has been shown before.
+            progress: the share of the run that is done, from 0 to 1.
+
+        Raises:
+            UserError: when the sample has no captions, or some that were never tokenised.
+        """
+        if not captions:
+            raise UserError(f"Sample {key!r} has no captions; remove it from the data or give it one.")
+        order = list(captions)
+        if self._shuffle and len(order) > 1:
+            random.Random(f"{self._seed}/{epoch}/{key}").shuffle(order)
+        slots: list[Text | None] = []
+        for name, policy in self._policies.items():
+            texts = policy(order, random.Random(f"{self._seed}/{epoch}/{key}/{name}"), progress)
+            assert len(texts) <= policy.count, (
+                f"group {name} made {len(texts)} texts for {policy.count} slots"
+            )
+            if not all(text.ids for text in texts):
+                raise UserError(
+                    f"Sample {key!r} has a caption without token ids; run captions.tokenise on it."
+                )
+            slots += [*texts, *[None] * (policy.count - len(texts))]
+        return tuple(slots)

@@ -1,0 +1,108 @@
+"""Policies that choose between captions by score, and between policies by chance or by schedule.
+
+In: the captions of one image, a seeded source of randomness, the share of the run that is done. Out: texts.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import exp
+from typing import ClassVar
+
+from longclip.types import Caption, Text, UserError
+
+from .policies import Policy, Sources, admitted, text
+
+
+@dataclass(frozen=True)
+class Best:
+    """The whole caption with the highest score, of those that `source` admits: one per image.
+
+    Scores come with the data or from a side-car (`data.sidecar.scores`); captions without one lose.
+    """
+
+    source: Sources = None
+    count: ClassVar[int] = 1
+
+    def __call__(self, captions: Sequence[Caption], rng: random.Random, progress: float = 0.0) -> list[Text]:
+        return [text(scored.sentences) for scored, _ in _scored("Best", captions, self.source)[:1]]
+
+
+@dataclass(frozen=True)
+class Likely:
+    """A whole caption drawn with probability ~ exp(score / temperature), among those that have a score.
+
+    A low temperature shows the best one nearly always, a high one each equally often.
+    """
+
+    temperature: float
+    source: Sources = None
+    count: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise UserError(f"Likely.temperature is {self.temperature!r}; it must be a number above 0.")
+
+    def __call__(self, captions: Sequence[Caption], rng: random.Random, progress: float = 0.0) -> list[Text]:
+        found = _scored("Likely", captions, self.source)
+        if not found:
+            return []
+        weights = [exp((score - found[0][1]) / self.temperature) for _, score in found]
+        return [text(rng.choices(found, weights)[0][0].sentences)]
+
+
+@dataclass(frozen=True)
+class Mix:
+    """One of several policies, drawn anew for each image and epoch: VeCLIP's mix of caption sources.
+
+    A policy that has no text for an image is passed over, and the others share its probability. With `end`,
+    the probabilities move from `start` to `end` linearly with the samples seen.
+
+    Args:
+        policies: by name.
+        start: the relative probability of each.
+        end: the same at the end of the run; None: as at its start.
+    """
+
+    policies: Mapping[str, Policy]
+    start: Mapping[str, float]
+    end: Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        for field, given in (("start", self.start), ("end", self.start if self.end is None else self.end)):
+            right = set(given) == set(self.policies) and all(p >= 0 for p in given.values())
+            if not right or not any(given.values()):
+                raise UserError(
+                    f"Mix.{field} is {dict(given)}; give each of "
+                    f"{', '.join(self.policies) or 'its policies'} a probability of 0 or more, and one of "
+                    "them more than 0."
+                )
+
+    @property
+    def count(self) -> int:
+        return max(policy.count for policy in self.policies.values())
+
+    def __call__(self, captions: Sequence[Caption], rng: random.Random, progress: float = 0.0) -> list[Text]:
+        end = self.start if self.end is None else self.end
+        left = {name: (1 - progress) * p + progress * end[name] for name, p in self.start.items()}
+        while any(left.values()):
+            (name,) = rng.choices(list(left), list(left.values()))
+            texts = self.policies[name](captions, rng, progress)
+            if texts:
+                return texts
+            del left[name]
+        return []
+
+
+def _scored(policy: str, captions: Sequence[Caption], source: Sources) -> list[tuple[Caption, float]]:
+    """The admitted captions that have a score, with it, from the best on."""
+    known = admitted(captions, source)
+    found = [(caption, caption.score) for caption in known if caption.score is not None]
+    if known and not found:
+        raise UserError(
+            f"{policy} finds no score on any of an image's {len(known)} captions; join scores "
+            "(data.sidecar.scores=COLUMN), or use Whole, which needs none."
+        )
+    return sorted(found, key=lambda pair: -pair[1])
