@@ -12,6 +12,8 @@ in a tower (reached through `gather`) or in a term (reached directly).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed
 from torch import Tensor
@@ -54,6 +56,17 @@ def anywhere(flag: bool | Tensor, device: torch.device | None = None) -> bool:
     flags = torch.as_tensor(flag, dtype=torch.int32, device=device).reshape(1)
     torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
     return bool(flags)
+
+
+def total(counts: Sequence[int]) -> list[int]:
+    """The sum of each count over all processes."""
+    if world() == 1:
+        return list(counts)
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    sums = torch.tensor(counts, device=device)
+    torch.distributed.all_reduce(sums)
+    summed: list[int] = sums.tolist()
+    return summed
 
 
 class Gather:

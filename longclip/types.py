@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -32,6 +32,7 @@ class Caption(NamedTuple):
     source: str  # who wrote it: "raw", "longSV", "human", ...
     text: str  # cleaned; spans point into this
     sentences: tuple[Sentence, ...]
+    score: float | None = None  # how well it fits the image, where the data knows it
 
 
 class Record(NamedTuple):
@@ -57,6 +58,14 @@ class Sample(NamedTuple):
     key: str
     image_CHW: Tensor  # uint8
     texts: tuple[Text | None, ...]  # K slots; None where this image has no such caption
+    columns: dict[str, Tensor] = {}  # what side-cars know of it: teacher embeddings, ...
+
+
+class Skip(NamedTuple):
+    """A sample that could not be used; another one is shown in its place."""
+
+    reason: str  # one of few, to be counted
+    text: str  # which, where and why
 
 
 class Batch(NamedTuple):
@@ -68,6 +77,9 @@ class Batch(NamedTuple):
     lengths_BK: Tensor  # int32; 0 where this image has no such caption
     dropped_BK: Tensor  # int32; tokens that the context length cut off
     longest: int  # max of lengths_BK, known on the host so that the device need not be asked
+    columns: dict[str, Tensor] = {}  # what side-cars know of each image, [B, ...]; NaN where they do not
+    skips: Sequence[Skip] = ()  # samples left out while this batch was made
+    fault: str | None = None  # why this process cannot go on; the rest is then blank, but of the right shape
 
 
 @dataclass(frozen=True)

@@ -1,109 +1,125 @@
 """Read any record of a folder of shards by number.
 
-In: a folder that `shards.Writer` made. Out: `Record`s. A record costs one `pread` of its own bytes, so the
-readers of many processes neither share nor wait for anything. Members are data: only the four known
-extensions are looked at, and nothing is ever unpickled.
+In: a folder that `shards.Writer` made, on this machine or behind any URL that fsspec knows. Out: `Record`s,
+each checked against the CRC of its index. A record costs one `pread` of its own bytes, so the readers of
+many processes neither share nor wait for anything; a remote one costs at most one request (see `storage`).
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import os
-from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..tokens import Tokenizer
-from ..types import Caption, Record, Sentence, UserError
-from .index import UNFINISHED, read_index
-from .shards import IMAGES
+from ..types import Record, UserError
+from .catalog import index_of, open_catalog
+from .faults import Damaged, Reason
+from .members import parse
+from .retry import shown
+from .storage import Storage, join, local_path
+
+log = logging.getLogger(__name__)
 
 OPEN_FILES = 128  # file descriptors that one process keeps
+ANY_ID = 2**16
 
 
 class Dataset:
     """A folder of shards as a sequence of records, in the order in which they were written.
 
     Args:
-        directory: holds `*.tar` with an index each.
+        directory: a path or a URL; holds `*.tar` with an index each, and `shards.json`.
         tokenizer: if given, every sentence has its ids; shards that another tokenizer made, or
             none, are tokenised while reading, from the same spans.
+        storage: how a URL is read.
 
     Raises:
-        UserError: the folder is missing, empty, unfinished, or a shard in it is torn.
+        UserError: the folder is missing, empty, unfinished, or a shard in it is absent or torn.
     """
 
-    def __init__(self, directory: str | Path, tokenizer: Tokenizer | None = None) -> None:
-        self.directory, self.tokenizer = Path(directory), tokenizer
-        self.shards = _shards(self.directory)
-        indexes = [read_index(path) for path in self.shards]
-        self._ends = list(accumulate(index.samples for index in indexes))
-        # Arrays, not lists: forked workers then share these pages instead of copying them.
-        self._offsets = np.concatenate([np.asarray(index.offsets, np.int64) for index in indexes])
-        self._sizes = np.concatenate([np.asarray(index.sizes, np.int64) for index in indexes])
+    def __init__(
+        self, directory: str | Path, tokenizer: Tokenizer | None = None, storage: Storage | None = None
+    ) -> None:
+        self.url, self.tokenizer, self.storage = str(directory), tokenizer, storage or Storage()
+        self.local = local_path(self.url)
+        self._catalog = open_catalog(self.url, self.storage)
         wanted = tokenizer.name_hash if tokenizer else None
-        self._trusted = [wanted is None or index.tokenizer == wanted for index in indexes]
+        self._ids_below = tokenizer.vocab_size if tokenizer else ANY_ID
+        self._trusted = [wanted in (None, made_with) for made_with in self._catalog.tokenizers]
         self._files: OrderedDict[int, int] = OrderedDict()
-        if not len(self):
-            raise UserError(
-                f"the shards in {self.directory} hold no samples; make them again (longclip shards ...)"
+        if self.local is None and not self.storage.cache:
+            log.info(
+                "%s is read without a cache, one request a sample; data.storage.cache=FOLDER on a local "
+                "disk keeps blocks of it",
+                shown(self.url),
             )
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return int(self._catalog.ends[-1])
+
+    @property
+    def lengths(self) -> NDArray[np.int32]:
+        """Tokens of each sample's longest caption, start and end included, uncut; 0 where not tokenised."""
+        return self._catalog.columns.lengths
 
     def record(self, index: int) -> Record:
         """The record of this number.
 
         Raises:
-            UserError: the bytes at its place are not what a writer puts there.
+            Damaged: the bytes at its place are not what a writer put there.
+            UserError: they cannot be had at all: the shard is gone, or the server does not answer.
         """
         assert 0 <= index < len(self), f"record {index} of {len(self)}"
-        shard = bisect_right(self._ends, index)
-        offset, size = int(self._offsets[index]), int(self._sizes[index])
-        block = os.pread(self._file(shard), size, offset)
+        shard, place = self._catalog.place(index)
         try:
-            if len(block) != size:
-                raise ValueError(f"{len(block)} bytes instead of {size}")
-            return self._parse(*_members(block), self._trusted[shard])
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            place = index - (self._ends[shard - 1] if shard else 0)
-            raise UserError(
-                f"sample {place} of {self.shards[shard]} is damaged ({error!s:.80}); "
-                f"remove {self.directory} and make it again (longclip shards ...)"
+            return parse(
+                self._block(shard, index), self._tokenise, self._ids_below if self._trusted[shard] else 0
+            )
+        except Damaged as error:
+            raise Damaged(
+                f"sample {place} of {self.shard(index)} is damaged ({error}); make or copy this shard again",
+                error.reason,
             ) from error
 
-    def shard(self, index: int) -> Path:
-        """The tar that holds a record."""
-        return self.shards[bisect_right(self._ends, index)]
+    def shard(self, index: int) -> str:
+        """The tar that holds a record, as people may see it."""
+        return shown(self._address(self._catalog.place(index)[0]))
 
     def keys(self) -> Iterator[str]:
         """All keys in order, from the indexes: ten million of them are never in memory at once."""
-        for path in self.shards:
-            yield from read_index(path).keys
+        for shard in self._catalog.shards:
+            yield from index_of(self.url, shard, self.storage).keys
 
-    def _parse(self, key: str, members: dict[str, bytes], trusted: bool) -> Record:
-        described = json.loads(members["json"])
-        ids = np.frombuffer(members["ids"], "<u2").tolist() if trusted and "ids" in members else None
-        captions, used = [], 0
-        for item in described["captions"]:
-            spans = [(start, end) for start, end in item["sentences"]]
-            if ids is not None:
-                ends = list(accumulate(item["counts"], initial=used))
-                sentence_ids = [tuple(ids[a:b]) for a, b in pairwise(ends)]
-                used = ends[-1]
-            else:
-                sentence_ids = [self._tokenise(item["text"][start:end]) for start, end in spans]
-            captions.append(_caption(item, spans, sentence_ids))
-        if ids is not None and used != len(ids):
-            raise ValueError(f"{len(ids)} ids for sentences of {used}")
-        extension = next((kind for kind in IMAGES if kind in members), "image")
-        return Record(key, members[extension], extension, tuple(captions), described["meta"])
+    def _address(self, shard: int) -> str:
+        return join(self.url, self._catalog.shards[shard].name)
+
+    def _block(self, shard: int, index: int) -> bytes:
+        """The bytes of a sample, as they were written."""
+        columns = self._catalog.columns
+        offset, size, crc = (int(c[index]) for c in (columns.offsets, columns.sizes, columns.crcs))
+        block = self._read(shard, offset, size)
+        if crc32(block) != crc and self.local is None and self.storage.cache:
+            # Perhaps only the copy in the cache is bad: the disk, or a connection without checksums.
+            block = self.storage.read(self._address(shard), offset, size)
+        if len(block) != size:
+            raise Damaged(f"the tar ends at {len(block)} of its {size} bytes", Reason.CUT)
+        if crc32(block) != crc:
+            raise Damaged("its CRC-32 is not that of the index", Reason.BYTES)
+        return block
+
+    def _read(self, shard: int, offset: int, size: int) -> bytes:
+        if self.local is not None:
+            return os.pread(self._file(shard), size, offset)
+        listed = self._catalog.shards[shard]
+        return self.storage.read(self._address(shard), offset, size, listed.bytes, listed.sha256)
 
     def _tokenise(self, text: str) -> tuple[int, ...]:
         return self.tokenizer.ids(text) if self.tokenizer else ()
@@ -115,7 +131,13 @@ class Dataset:
             return found
         if len(self._files) >= OPEN_FILES:
             os.close(self._files.popitem(last=False)[1])
-        self._files[shard] = os.open(self.shards[shard], os.O_RDONLY)
+        try:
+            self._files[shard] = os.open(self._address(shard), os.O_RDONLY)
+        except OSError as error:
+            raise UserError(
+                f"{self._address(shard)} was there at the start and cannot be opened now ({error.strerror}); "
+                "bring it back, then go on with resume=auto"
+            ) from error
         return self._files[shard]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -124,53 +146,3 @@ class Dataset:
     def __del__(self) -> None:
         for descriptor in self.__dict__.get("_files", {}).values():
             os.close(descriptor)
-
-
-def _shards(directory: Path) -> list[Path]:
-    make = "make one with: longclip shards SRC --layout jsonl --out OUT"
-    if not directory.is_dir():
-        raise UserError(f"{directory} is no folder of shards (looked for {directory}/000000.tar); {make}")
-    if (directory / UNFINISHED).exists():
-        raise UserError(
-            f"{directory} is UNFINISHED: its conversion was interrupted or still runs; run it again"
-        )
-    indexed = {path.with_suffix("").with_suffix(".tar") for path in directory.glob("*.index.json")}
-    found = sorted(indexed | set(directory.glob("*.tar")))
-    if not found:
-        inner = sorted(path.parent.name for path in directory.glob("*/*.index.json"))
-        hint = f"it has splits, so name one: {directory / inner[0]}" if inner else make
-        raise UserError(f"{directory} holds no shards (looked for {directory}/000000.tar); {hint}")
-    return found
-
-
-def _members(block: bytes) -> tuple[str, dict[str, bytes]]:
-    """The key and the members of one sample, by extension. tarfile takes ten times as long."""
-    members: dict[str, bytes] = {}
-    keys: set[bytes] = set()
-    at = 0
-    while at < len(block):
-        header = block[at : at + 512]
-        if header[257:262] != b"ustar" or header[156:157] not in (b"0", b"\0"):
-            raise ValueError("no tar member where one is expected")
-        key, _, extension = header[:100].rstrip(b"\0").partition(b".")
-        keys.add(key)
-        size = int(header[124:136].rstrip(b"\0 "), 8)
-        at += 512
-        if at + size > len(block):
-            raise ValueError("member longer than its sample")
-        members[extension.decode()] = block[at : at + size]
-        at += -(-size // 512) * 512
-    if len(keys) != 1:
-        raise ValueError(f"members of {len(keys)} keys in one sample")
-    return keys.pop().decode(), members
-
-
-def _caption(
-    item: dict[str, Any], spans: list[tuple[int, int]], sentence_ids: list[tuple[int, ...]]
-) -> Caption:
-    boxes = item.get("boxes") or [None] * len(spans)
-    sentences = tuple(
-        Sentence(start, end, ids, tuple(box) if box else None)
-        for (start, end), ids, box in zip(spans, sentence_ids, boxes, strict=True)
-    )
-    return Caption(item["source"], item["text"], sentences)
