@@ -1,4 +1,4 @@
-"""`longclip shards | preview | doctor | export | import`: everything around training.
+"""`longclip shards | sidecar | preview | doctor | export | import`: everything around training.
 
 Each command imports what it needs.
 """
@@ -27,19 +27,10 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="longclip", description="Train CLIP on long, detailed captions.")
     commands = root.add_subparsers(required=True, metavar="COMMAND")
 
-    shards = commands.add_parser("shards", help="images and captions -> tar shards to train on")
-    shards.add_argument("source", type=Path, help="a folder or a tar with images and captions.jsonl")
-    shards.add_argument("--layout", default="jsonl", choices=["jsonl"], help="how the source is laid out")
-    shards.add_argument("--out", type=Path, required=True, help="one folder of shards per split is made here")
-    shards.add_argument("--samples-per-shard", type=int, default=1000)
-    shards.add_argument(
-        "--splitter", default="syntok", choices=["syntok", "dreamlip"], help="finds sentences"
-    )
-    shards.add_argument("--max-faults", type=float, default=0.01, help="stop above this share of bad entries")
-    shards.add_argument("--model", default="ViT-B-16", help="the architecture whose tokenizer makes the ids")
-    shards.set_defaults(run=_shards)
+    _shards_command(commands)
     _preview_command(commands)
     _doctor_command(commands)
+    _sidecar_command(commands)
 
     export = commands.add_parser("export", help="a run or checkpoint -> a folder that open_clip loads")
     export.add_argument("source", type=Path, help="a run directory or a .ckpt file")
@@ -58,6 +49,41 @@ def parser() -> argparse.ArgumentParser:
     )
     bring.set_defaults(run=_import)
     return root
+
+
+def _shards_command(commands: Any) -> None:
+    shards = commands.add_parser("shards", help="images and captions, however laid out -> tar shards")
+    shards.add_argument("source", help="a folder, a tar, a listing, or a pattern such as 'cc3m/*.tar'")
+    names = ", ".join(path.stem for path in sorted((Path(__file__).parent / "data/layouts").glob("*.yaml")))
+    shards.add_argument("--layout", default="jsonl", help=f"{names}; or your own YAML; default: jsonl")
+    shards.add_argument("--out", type=Path, required=True, help="one folder of shards per split is made here")
+    shards.add_argument("--images", help="where image paths begin; default: beside the listing")
+    shards.add_argument("--held-out", type=int, help="entries at the start that go to the split `test`")
+    shards.add_argument("--samples-per-shard", type=int, default=1000, help="default: 1000")
+    shards.add_argument("--workers", type=int, help="processes; default: one for each processor")
+    shards.add_argument("--dry-run", action="store_true", help="look at the first entries, write nothing")
+    shards.add_argument(
+        "--splitter", default="syntok", choices=["syntok", "dreamlip"], help="finds sentences"
+    )
+    shards.add_argument("--max-faults", type=float, default=0.01, help="stop above this share of bad entries")
+    shards.add_argument("--follow-links", action="store_true", help="admit links that lead out of the source")
+    shards.add_argument("--model", default="ViT-B-16", help="the architecture whose tokenizer makes the ids")
+    shards.set_defaults(run=_shards)
+
+
+def _sidecar_command(commands: Any) -> None:
+    sidecar = commands.add_parser("sidecar", help="facts about samples -> a store that training joins by key")
+    sidecar.add_argument("source", type=Path, help=".jsonl, .csv, .parquet, .npz, or shards, for their meta")
+    sidecar.add_argument("--out", type=Path, required=True, help="the folder to make")
+    sidecar.add_argument("--key", default="key", help="the column with the samples' keys; default: key")
+    sidecar.add_argument("--columns", nargs="+", help="which to take; default: all")
+    sidecar.add_argument("--labels", nargs="+", default=[], help="columns of words that are no captions")
+    sidecar.add_argument(
+        "--splitter", default="syntok", choices=["syntok", "dreamlip"], help="finds sentences"
+    )
+    sidecar.add_argument("--workers", type=int, default=1, help="processes that tokenise; default: 1")
+    sidecar.add_argument("--model", default="ViT-B-16", help="the architecture whose tokenizer makes the ids")
+    sidecar.set_defaults(run=_sidecar)
 
 
 def _preview_command(commands: Any) -> None:
@@ -89,25 +115,36 @@ def _doctor_command(commands: Any) -> None:
 
 def _shards(options: argparse.Namespace) -> None:
     import open_clip
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+    from .data import progress
     from .data.convert import convert
+    from .data.journal import NAME
+    from .data.layouts import Source, load
+    from .data.prepare import Prepare
+    from .data.survey import describe, survey
+    from .data.workers import processors
     from .tokens import Tokenizer
 
+    source = Source(
+        options.source, load(options.layout, options.held_out), options.images, options.follow_links
+    )
     tokenizer = Tokenizer(open_clip.get_tokenizer(options.model), context_length=248)
-    columns = (SpinnerColumn(), TextColumn("{task.completed:,} images"), TimeElapsedColumn())
-    with Progress(*columns, disable=not sys.stderr.isatty(), console=Console(stderr=True)) as progress:
-        task = progress.add_task("images", total=None)
+    workers = options.workers or processors()
+    if options.dry_run or not (options.out / NAME).exists():
+        seen = survey(source, Prepare(tokenizer, options.splitter), workers)
+        print(describe(seen, options.samples_per_shard), flush=True)
+    if options.dry_run:
+        return
+    with progress.shown() as step:
         report = convert(
-            options.source,
-            options.layout,
+            source,
             options.out,
+            tokenizer=tokenizer,
             samples_per_shard=options.samples_per_shard,
             splitter=options.splitter,
-            tokenizer=tokenizer,
-            max_fault_share=options.max_faults,
-            progress=lambda done: progress.update(task, completed=done),
+            max_faults=options.max_faults,
+            workers=workers,
+            progress=step,
         )
     print(report)
     print(f"next: python train.py data=shards data.root={options.out} benchmark=shards name=NAME")
@@ -131,6 +168,30 @@ def _doctor(options: argparse.Namespace) -> int:
     from .doctor import examine
 
     return examine(options.data, options.benchmarks, options.runs, model=options.model, deep=options.deep)
+
+
+def _sidecar(options: argparse.Namespace) -> None:
+    import open_clip
+
+    from .data.sidecar_writer import write_sidecar
+    from .tokens import Tokenizer
+
+    report = write_sidecar(
+        options.source,
+        options.out,
+        Tokenizer(open_clip.get_tokenizer(options.model), context_length=248),
+        key=options.key,
+        columns=options.columns,
+        labels=options.labels,
+        splitter=options.splitter,
+        processes=options.workers,
+    )
+    print(f"{options.out}: {report.rows:,} rows")
+    for name, kind in report.kinds.items():
+        print(f"  {name}: {kind}, {report.missing[name]:,} rows without a value")
+    print(
+        f"next: data.sidecar.stores=[{options.out}], then filter, weight, scores or columns of data.sidecar"
+    )
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -124,7 +124,7 @@ class Store:
                 f"{path} holds {found.dtype} {list(found.shape)}, not {dtype} {list(shape)}: "
                 f"{_again(path.parent)}"
             )
-        return found  # type: ignore[no-any-return]
+        return found
 
 
 def digests(keys: Iterable[str]) -> Digests:
