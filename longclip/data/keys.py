@@ -33,6 +33,9 @@ class Keys:
         """Remember a key; False if it was there already."""
         return self._table.execute("INSERT OR IGNORE INTO keys VALUES (?)", (key,)).rowcount == 1
 
+    def __contains__(self, key: str) -> bool:
+        return self._table.execute("SELECT 1 FROM keys WHERE key = ?", (key,)).fetchone() is not None
+
     def close(self) -> None:
         self._table.close()
         self.path.unlink(missing_ok=True)

@@ -29,13 +29,13 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from webdataset import TarWriter
 
-from ..captions import SPECIALS
 from ..types import Caption, Record, UserError
 from .index import LIST, UNFINISHED, VERSION, Index, Shard, digests, dump, dump_list, index_name, read_index
 from .keys import Keys
 
 IMAGES = ("jpg", "png", "webp")
 LONGEST_KEY = 90  # bytes: a tar header holds names of 100
+ENDS = 2  # start and end token of a caption
 
 
 class WriteReport(NamedTuple):
@@ -266,9 +266,7 @@ def _members(record: Record, with_ids: bool) -> dict[str, bytes]:
 
 def _length(record: Record) -> int:
     """Tokens of the longest caption, start and end token included."""
-    return max(
-        SPECIALS + sum(len(sentence.ids) for sentence in caption.sentences) for caption in record.captions
-    )
+    return max(ENDS + sum(len(sentence.ids) for sentence in caption.sentences) for caption in record.captions)
 
 
 def _described(caption: Caption, with_counts: bool) -> dict[str, Any]:
