@@ -47,6 +47,7 @@ def train(config: DictConfig) -> dict[str, float]:
             callbacks.progress(),
             instantiate(config.judge, benchmarks=benchmarks),
             instantiate(config.checkpoints),
+            callbacks.Skips(),
             callbacks.Telemetry(),
         ],
     )

@@ -118,6 +118,20 @@ class Checkpoints(Callback):
                 old.unlink()
 
 
+class Skips(Callback):
+    """Damaged samples of all processes: logged, a reason to stop where they are many, summed up at the end."""
+
+    def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+        if trainer.global_step % trainer.log_every_n_steps == 0 or trainer.global_step == trainer.max_steps:
+            ledger = trainer.datamodule.ledger
+            ledger.judge()
+            module.log_dict(ledger.measures())
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        if trainer.is_global_zero:
+            log.info("data: %s", trainer.datamodule.ledger.summary())
+
+
 class Telemetry(Callback):
     """Speed, waiting for data, learning rate, and what nobody shows: tokens, truncation, packing.
 

@@ -55,8 +55,8 @@ class LongClip(lightning.LightningModule):
         with torch.autocast(self.device.type, enabled=False):  # losses are float32
             losses: dict[str, Loss] = {name: term(embeddings) for name, term in self.terms.items()}
             total = torch.stack([self.weights[name] * loss.value for name, loss in losses.items()]).sum()
-        if dist.anywhere(~torch.isfinite(total), self.device):
-            raise UserError(self._not_finite(losses, batch))
+        if dist.anywhere(~torch.isfinite(total) | (batch.fault is not None), self.device):
+            raise UserError(batch.fault or self._not_finite(total, losses, batch))
         if (self.global_step + 1) % self.log_every == 0:
             self.log_dict(_measures(total, losses, embeddings.scale), sync_dist=dist.world() > 1)
         return total
@@ -102,7 +102,9 @@ class LongClip(lightning.LightningModule):
         self.samples_seen, self.steps_done = checkpoint["longclip"]["samples_seen"], checkpoint["global_step"]
         self._signature = checkpoint["longclip"].get("order")
 
-    def _not_finite(self, losses: dict[str, Loss], batch: Batch) -> str:
+    def _not_finite(self, total: Tensor, losses: dict[str, Loss], batch: Batch) -> str:
+        if total.isfinite():
+            return f"another process stopped the run at step {self.global_step}; its message says why"
         bad = [f"{name} = {loss.value.item()}" for name, loss in losses.items() if not loss.value.isfinite()]
         return (
             f"the loss is not finite at step {self.global_step} ({', '.join(bad) or 'total'}); "

@@ -16,7 +16,7 @@ from ..types import Skip, UserError
 log = logging.getLogger(__name__)
 
 GRACE = 10_000  # samples: below so many, one damaged sample is no share of anything
-TOLD = 100  # damaged samples that one process names in its log
+TOLD = 100  # damaged samples that one process names in its log, each once
 
 
 class Reason(StrEnum):
@@ -59,7 +59,7 @@ class Ledger:
         self.max_share, self.size = max_share, GRACE
         self._here = [0] * (1 + len(Reason))  # seen, and every reason in order, by this process
         self._all = self._here
-        self._told = 0
+        self._told: set[str] = set()
         self._last = ""
 
     def add(self, seen: int, skips: Sequence[Skip]) -> None:
@@ -69,9 +69,9 @@ class Ledger:
         self._here = [a + b for a, b in zip(self._here, new, strict=True)]
         for skip in skips:
             self._last = skip.text
-            self._told += 1
-            if self._told <= TOLD:
-                log.warning("left out: %s%s", skip.text, "; no more are named" * (self._told == TOLD))
+            if skip.text not in self._told and len(self._told) < TOLD:
+                self._told.add(skip.text)
+                log.warning("another is shown in its place: %s", skip.text)
 
     def judge(self) -> None:
         """Add up what all processes saw; every one of them must call it, at the same step.
@@ -81,10 +81,10 @@ class Ledger:
         """
         self._all = dist.total(self._here)
         if self.skipped > self.max_share * max(self._all[0], min(self.size, GRACE)):
-            last = f" The last one here: {self._last}." if self._last else ""
+            last = f"; the last one here: {self._last}" if self._last else ""
             raise UserError(
-                f"{self}: more than data.max_faults={self.max_share:g} allows.{last} Make the shards again, "
-                "or raise data.max_faults, then go on with resume=auto"
+                f"{self.summary()}: more than data.max_faults={self.max_share:g} allows{last}. "
+                "Mend the shards or raise data.max_faults, then go on with resume=auto"
             )
 
     @property
@@ -97,8 +97,9 @@ class Ledger:
         by_reason = {f"data/skipped/{reason.name.lower()}": float(n) for reason, n in counts if n}
         return {"data/skipped": float(self.skipped), **by_reason}
 
-    def __str__(self) -> str:
+    def summary(self) -> str:
+        """How many were left out, and why."""
         counts = zip(Reason, self._all[1:], strict=True)
         found = ", ".join(f"{n:,} x {reason}" for reason, n in counts if n)
-        what = f"{self.skipped:,} of {self._all[0]:,} samples cannot be used"
-        return f"{what} ({found})" if found else what
+        what = f"{self.skipped:,} of {self._all[0]:,} samples could not be used, others were shown instead"
+        return f"{what} ({found})" if found else f"all of {self._all[0]:,} samples could be used"

@@ -20,12 +20,14 @@ from ..types import Batch, Sample, UserError
 from .batching import Batches
 from .corpus import Corpus, sources
 from .dataset import Dataset
+from .faults import Ledger
 from .images import Augment, EvalTransform
 from .joining import Join, Joined
 from .loading import Loader, Samples, collate, picture
 from .mixture import Mixture
 from .order import Stream
 from .plan import Plan
+from .storage import Storage, within
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ class DataModule(lightning.LightningDataModule):
     """The data of a run: one or several sources to train on, any number of sets to judge on.
 
     Args:
-        root: what the other folders are relative to.
+        root: what the other folders are relative to, a path or a URL.
         train: folder of the training shards, or several by name: {NAME: {folder: ..., weight: ...}}.
         judge: folders of the evaluation sets, which are also their names.
         plan: how much of it is shown, in which order and batches.
@@ -57,9 +59,12 @@ class DataModule(lightning.LightningDataModule):
         workers: processes that decode; 0 decodes in the main process.
         augment: random crops and the like; None shows images as judging does.
         prepare: called as `prepare(root, tokenizer=tokenizer)` to make `root` where it is missing.
+        storage: how URLs are read.
+        max_faults: share of the samples that may be damaged, and replaced by others, before the run stops.
 
     Attributes:
         position: images trained on so far, see `resume`.
+        ledger: counts the samples shown and replaced since this start.
     """
 
     def __init__(
@@ -76,9 +81,12 @@ class DataModule(lightning.LightningDataModule):
         workers: int = 1,
         augment: Augment | None = None,
         prepare: Callable[..., object] | None = None,
+        storage: Storage | None = None,
+        max_faults: float = 0.001,
     ) -> None:
         super().__init__()
-        self.root, self.sources, self.judge = Path(root), sources(train), list(judge)
+        self.storage, self.ledger = storage or Storage(), Ledger(max_faults)
+        self.root, self.sources, self.judge = root, sources(train), list(judge)
         self.plan, self.workers, self.sidecar = plan, workers, sidecar or Join()
         self.groups, self.tokenizer = groups, tokenizer
         self.transform, self.augment, self.prepare = _transform(preprocess), augment, prepare
@@ -149,7 +157,7 @@ class DataModule(lightning.LightningDataModule):
 
     def prepare_data(self) -> None:
         if self.prepare is not None:
-            self.prepare(self.root, tokenizer=self.tokenizer)
+            self.prepare(Path(self.root), tokenizer=self.tokenizer)
 
     def setup(self, stage: str) -> None:
         """Open everything, so that a missing or torn folder is an error now and not at its first use."""
@@ -160,12 +168,13 @@ class DataModule(lightning.LightningDataModule):
 
     def train_dataloader(self) -> Loader:
         """What is left of the run from `position` on: `len()` counts the steps before it, too."""
-        return Loader(self._samples(), self.tokenizer, self._batches(), self.workers)
+        self.ledger.size = len(self.corpus)
+        return Loader(self._samples(), self.tokenizer, self._batches(), self.workers, self.ledger)
 
     def probe(self, count: int) -> Batch:
         """The first images of the run as one batch."""
         samples = self._samples()
-        return collate([samples[position] for position in range(count)], self.tokenizer)
+        return collate([samples.or_other(position, []) for position in range(count)], self.tokenizer)
 
     def judge_batches(
         self, split: str, batch_size: int, groups: Groups
@@ -196,7 +205,7 @@ class DataModule(lightning.LightningDataModule):
 
     def _open(self, name: str) -> Dataset:
         if name not in self._opened:
-            self._opened[name] = Dataset(self.root / name, self.tokenizer)
+            self._opened[name] = Dataset(within(self.root, name), self.tokenizer, self.storage)
         return self._opened[name]
 
 

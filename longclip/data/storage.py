@@ -162,6 +162,12 @@ def join(url: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}{mark}{query}"
 
 
+def within(root: str | Path, name: str) -> str:
+    """The address of something named relative to a root, unless the name is a whole address."""
+    whole = local_path(name) is None or Path(name).is_absolute()
+    return name if whole else join(str(root), name)
+
+
 def _part(wanted: range, number: int) -> range:
     """What of a block is wanted, counted from the block's start."""
     return range(max(wanted.start - number * BLOCK, 0), min(wanted.stop - number * BLOCK, BLOCK))
