@@ -97,6 +97,7 @@ def _preview_command(commands: Any) -> None:
     preview.add_argument("--out", type=Path, default=Path("preview.html"), help="default: preview.html")
     preview.add_argument("--count", type=int, default=12, help="images, spread over the data; default: 12")
     preview.add_argument("--epoch", type=int, default=0, help="whose crops and texts; default: 0")
+    preview.add_argument("--progress", type=float, default=0.0, help="share of the run done, for schedules")
     preview.add_argument("--model", help="an architecture; default: what the recipe says, or ViT-B-16")
     preview.set_defaults(run=_preview)
 
@@ -152,13 +153,14 @@ def _shards(options: argparse.Namespace) -> None:
 
 def _preview(options: argparse.Namespace) -> None:
     from .preview import preview
+    from .preview.look import Moment
 
     written = preview(
         options.source,
         options.recipe,
         options.out,
         count=options.count,
-        epoch=options.epoch,
+        moment=Moment(options.epoch, options.progress),
         architecture=options.model,
     )
     print(written)

@@ -16,11 +16,15 @@ from PIL import Image
 from longclip.captions import Groups, Sentences, Whole
 from longclip.cli import main
 from longclip.data import shards
+from longclip.data.corpus import Corpus
 from longclip.data.dataset import Dataset
 from longclip.data.images import Augment, EvalTransform
+from longclip.data.joining import Join, Joined
 from longclip.data.loading import Samples
+from longclip.data.plan import Plan
 from longclip.data.scenes import default_tokenizer
-from longclip.preview import look, plan, preview
+from longclip.preview import look, preview, recipe
+from longclip.preview.look import Moment
 from longclip.preview.page import Spelling, pads, pieces
 from longclip.preview.summary import shares
 from longclip.types import Caption, Record, Sentence, UserError
@@ -81,6 +85,10 @@ def written(folder, tokenizer, *captions, image=None):
     return folder
 
 
+def corpus(folder, tokenizer):
+    return Corpus({"x": Joined(Dataset(folder, tokenizer), Join())})
+
+
 def test_the_page_needs_no_network_and_no_script(page):
     assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe", "object", "base")]
     sources = [value for _, a in page.tags for name, value in a.items() if name in ("src", "href", "srcset")]
@@ -110,19 +118,19 @@ def test_texts_with_a_box_are_linked_with_it_in_both_pictures(page):
 
 
 def test_the_training_picture_is_the_one_that_training_decodes(scenes, tokenizer):
-    data = Dataset(scenes / "train", tokenizer)
+    data = corpus(scenes / "train", tokenizer)
     augment = Augment(scale=(0.3, 0.9), flip=0.5, jitter=0.4)
     policies = {"sub": Sentences(2)}
-    wanted = plan.Plan("x", policies, augment, EvalTransform(24), "ViT-B-16", 248, 5)
+    wanted = recipe.Recipe("x", policies, augment, EvalTransform(24), "ViT-B-16", 248, 5, Join())
 
     class Chosen:
         def at(self, position):
             return 3, position  # epoch 3, that record
 
     groups = Groups(policies, seed=5)
-    samples = Samples(data, Chosen(), groups, wanted.transform, augment, seed=5)
+    samples = Samples(data, Chosen(), groups, wanted.transform, augment, Plan(10**9, 1, seed=5))
     for index in (0, 7, 30):
-        shown, trained = look.sample(data, index, wanted, groups, epoch=3), samples[index]
+        shown, trained = look.sample(data, index, wanted, groups, Moment(epoch=3)), samples[index]
         pixels_HWC = np.asarray(Image.open(io.BytesIO(shown.pictures[1].png)))
         assert torch.equal(torch.tensor(pixels_HWC).permute(2, 0, 1), trained.image_CHW)
         assert tuple(slot.text for slot in shown.slots) == trained.texts
@@ -169,10 +177,10 @@ def test_what_the_model_does_not_see_is_struck_out_and_counted(tmp_path, tokeniz
     assert found.source.count('<span class="limit-mark">77</span>') == 1
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_every_recipe_can_be_shown(recipe):
-    chosen = plan.read(recipe)
-    config = yaml.safe_load((Path("conf/recipe") / f"{recipe}.yaml").read_text())
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_can_be_shown(name):
+    chosen = recipe.read(name)
+    config = yaml.safe_load((Path("conf/recipe") / f"{name}.yaml").read_text())
     assert list(chosen.policies) == list(config["recipe"]["captions"])
     assert chosen.context_length == config.get("model", {}).get("backbone", {}).get("context_length", 248)
 
@@ -185,14 +193,14 @@ def test_a_run_brings_its_model_seed_and_augmentation(tmp_path):
         "recipe": {"captions": {"a": {"_target_": "longclip.captions.Whole", "limit": 60}}},
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    chosen = plan.read(str(tmp_path))
+    chosen = recipe.read(str(tmp_path))
     assert chosen.policies == {"a": Whole(limit=60)}
     assert chosen.augment == Augment(scale=(0.5, 1.0), flip=0.5)
     assert (chosen.architecture, chosen.transform, chosen.seed) == ("ViT-scenes", EvalTransform(72), 7)
     assert chosen.context_length == 248
     config["data"]["augment"] = None
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    assert plan.read(str(tmp_path / "config.yaml")).augment is None
+    assert recipe.read(str(tmp_path / "config.yaml")).augment is None
 
 
 def recipe_file(folder, captions):
@@ -214,7 +222,7 @@ def recipe_file(folder, captions):
 )
 def test_a_recipe_that_cannot_be_shown_is_one_sentence(tmp_path, captions, words):
     with pytest.raises(UserError) as caught:
-        plan.read(recipe_file(tmp_path, captions))
+        recipe.read(recipe_file(tmp_path, captions))
     for word in words:
         assert word in str(caught.value)
 
@@ -244,8 +252,8 @@ def test_the_command_writes_the_file_and_says_so(scenes, tmp_path, capsys):
 
 
 def test_samples_are_spread_and_shares_are_of_what_is_longer():
-    assert look.spread(10, 4) == [0, 2, 5, 7]
-    assert look.spread(3, 12) == [0, 1, 2]
+    assert look.spread(range(10), 4) == [0, 2, 5, 7]
+    assert look.spread([5, 6, 9], 12) == [5, 6, 9]
     assert shares([77, 78, 248, 249], 77) == 75
     assert shares([], 77) == 0
 
@@ -254,7 +262,7 @@ def test_lengths_are_counted_by_source_and_by_group(tmp_path, tokenizer):
     told = caption(tokenizer, "A dog runs.", "It is wet.", source="human")
     folder = written(tmp_path / "data", tokenizer, told)
     groups = Groups({"whole": Whole(), "sub": Sentences(3)}, seed=0)
-    counts = look.counts(Dataset(folder, tokenizer), [0], groups, 0, 2)
+    counts = look.counts(corpus(folder, tokenizer), [0], groups, Moment(), 2)
     lengths = [len(tokenizer.ids(sentence)) for sentence in ("A dog runs.", "It is wet.")]
     assert counts.sources == {"human": [sum(lengths) + 2]}
     assert counts.sentences == {"human": [2]}

@@ -1,4 +1,4 @@
-"""One HTML page of what training shows: `plan` reads the recipe, `look` the data, `page` writes.
+"""One HTML page of what training shows: `recipe` reads the recipe, `look` the data, `page` writes.
 
 longclip preview DIR --recipe NAME|FILE|RUN --out preview.html
 """
@@ -12,49 +12,60 @@ from pathlib import Path
 import open_clip
 
 from ..captions import Groups
+from ..data.corpus import Corpus
 from ..data.dataset import Dataset
+from ..data.joining import Joined
 from ..tokens import Tokenizer
 from ..types import UserError
-from . import look, plan
+from . import look, recipe
+from .look import Moment
 from .page import Spelling, render
 
 PROBE = 1000  # records whose captions are measured
 
 
 def preview(
-    source: str, recipe: str, out: Path, *, count: int = 12, epoch: int = 0, architecture: str | None = None
+    source: str,
+    name: str,
+    out: Path,
+    *,
+    count: int = 12,
+    moment: Moment = Moment(),
+    architecture: str | None = None,
 ) -> str:
     """Write the page; returns a sentence that says what is in it.
 
     Args:
-        source: a folder of shards.
-        recipe: a name among conf/recipe, a YAML file, or a run directory (see `plan`).
+        source: a folder of shards, or a URL of one.
+        name: a recipe among conf/recipe, a YAML file, or a run directory (see `recipe`).
         out: the HTML file; replaced if it is there.
         count: images to show, evenly spread over the data.
-        epoch: which epoch's crops and texts.
+        moment: of the run, whose crops and texts are shown.
         architecture: an open_clip name, for its tokenizer and image size; None: what the recipe says.
 
     Raises:
         UserError: no such data or recipe, or the page cannot be written.
     """
-    chosen = plan.read(recipe, architecture)
+    chosen = recipe.read(name, architecture)
     theirs = open_clip.get_tokenizer(chosen.architecture, context_length=chosen.context_length)
     tokenizer = Tokenizer(theirs, chosen.context_length)
-    data, groups = Dataset(source, tokenizer), Groups(chosen.policies, chosen.seed)
-    extra = len(tokenizer.prefix) + len(tokenizer.suffix)
-    samples = [look.sample(data, at, chosen, groups, epoch) for at in look.spread(len(data), count)]
-    counts = look.counts(data, look.spread(len(data), PROBE), groups, epoch, extra)
+    joined = Joined(Dataset(source, tokenizer), chosen.sidecar)
+    data, groups = Corpus({source: joined}), Groups(chosen.policies, chosen.seed)
+    kept = range(len(data)) if joined.kept is None else joined.kept
+    probed, extra = look.spread(kept, PROBE), len(tokenizer.prefix) + len(tokenizer.suffix)
+    samples = [look.sample(data, at, chosen, groups, moment) for at in look.spread(kept, count)]
+    counts = look.counts(data, probed, groups, moment, extra)
+    spelling = Spelling(_decoder(theirs), extra, tokenizer.pad_id, chosen.context_length)
     facts = {
-        "data": f"{source}: {len(data):,} images; captions of {counts.images:,} of them were measured",
-        "recipe": f"{chosen.label}, epoch {epoch}, seed {chosen.seed}",
+        "data": f"{source}: {len(kept):,} images; captions of {len(probed):,} of them were measured",
+        "recipe": f"{chosen.label}, seed {chosen.seed}, epoch {moment.epoch}, progress {moment.progress:g}",
         "model": f"{chosen.architecture}: {chosen.transform.size} px, {chosen.context_length} tokens",
         "augmentation": str(chosen.augment or "none: training sees what judging sees"),
     }
     if counts.damaged:
         facts["damaged"] = f"{counts.damaged} of them could not be read: longclip doctor --data {source}"
-    spelling = Spelling(_decoder(theirs), extra, tokenizer.pad_id, chosen.context_length)
     _write(out, render(samples, counts, chosen, facts, spelling))
-    return f"wrote {out}: {len(samples)} of {len(data):,} images under {chosen.label}; open it in a browser"
+    return f"wrote {out}: {len(samples)} of {len(kept):,} images under {chosen.label}; open it in a browser"
 
 
 def _decoder(theirs: object) -> Callable[[Sequence[int]], str]:

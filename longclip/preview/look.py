@@ -1,6 +1,6 @@
 """What training shows of a dataset: a few samples in full, and the caption lengths of many.
 
-In: a `Dataset`, a `Plan`, caption groups. Out: `Shown` samples and `Counts`, plain values for `page`.
+In: a `Corpus`, a `Recipe`, caption groups. Out: `Shown` samples and `Counts`, plain values for `page`.
 
 Boxes are carried through crops and flips by a picture whose pixels say where they come from, sent through
 the same transform, so that this file knows nothing of how a crop is drawn.
@@ -17,15 +17,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from ..captions import Groups
-from ..data.dataset import Dataset
+from ..data.corpus import Corpus
 from ..data.images import Augment
 from ..data.loading import picture
 from ..types import Box, Record, Sentence, Text, UserError
-from .plan import Plan
+from .recipe import Recipe
 
 View = Callable[[Tensor], Tensor]
 
@@ -74,37 +75,45 @@ class Counts(NamedTuple):
     groups: dict[str, list[int]]  # every filled slot of the recipe, by group
 
 
-def spread(total: int, count: int) -> list[int]:
-    """`count` different numbers below `total`, evenly spread: the first of each equal part."""
+def spread(indexes: Sequence[int] | NDArray[np.int64], count: int) -> list[int]:
+    """`count` of these, evenly spread: the first of each equal part."""
+    total = len(indexes)
     count = min(count, total)
-    return [total * part // count for part in range(count)]
+    return [int(indexes[total * part // count]) for part in range(count)]
 
 
-def sample(data: Dataset, index: int, plan: Plan, groups: Groups, epoch: int) -> Shown:
-    """One sample as epoch `epoch` of a run shows it, and as judging does."""
+class Moment(NamedTuple):
+    """When in a run."""
+
+    epoch: int = 0
+    progress: float = 0.0  # the share that is done: recipes with a schedule go by it
+
+
+def sample(data: Corpus, index: int, recipe: Recipe, groups: Groups, moment: Moment) -> Shown:
+    """One sample as a run shows it at this moment, and as judging does."""
     try:
         record, image_CHW = picture(data, index)
-        texts = groups.show(record.captions, record.key, epoch)
+        texts = groups.show(record.captions, record.key, *moment)
     except UserError as error:
         return Shown(f"sample {index}", "", damage=str(error))
     numbers = _numbered(record, texts)
     return Shown(
         record.key,
         str(data.shard(index)),
-        [_picture(image_CHW, *view, numbers) for view in _views(plan, record.key, epoch)],
+        [_picture(image_CHW, *view, numbers) for view in _views(recipe, record.key, moment.epoch)],
         _slots(groups, texts, numbers),
         [_told(caption.source, caption.text, caption.sentences, numbers) for caption in record.captions],
     )
 
 
-def counts(data: Dataset, indexes: Sequence[int], groups: Groups, epoch: int, extra: int) -> Counts:
+def counts(data: Corpus, indexes: Sequence[int], groups: Groups, moment: Moment, extra: int) -> Counts:
     """Caption lengths of these records; `extra` is the number of start and end tokens."""
     found = Counts(len(indexes), 0, defaultdict(list), defaultdict(list), defaultdict(list))
     damaged = 0
     for index in indexes:
         try:
             record = data.record(index)
-            texts = groups.show(record.captions, record.key, epoch)
+            texts = groups.show(record.captions, record.key, *moment)
         except UserError:
             damaged += 1
             continue
@@ -116,20 +125,20 @@ def counts(data: Dataset, indexes: Sequence[int], groups: Groups, epoch: int, ex
     return found._replace(damaged=damaged)
 
 
-def _views(plan: Plan, key: str, epoch: int) -> list[tuple[str, View, View]]:
+def _views(recipe: Recipe, key: str, epoch: int) -> list[tuple[str, View, View]]:
     """Title, what happens to the image, and the same without the colours: where its pixels go."""
 
     def drawn(augment: Augment) -> View:
         def view(image_CHW: Tensor) -> Tensor:
-            rng = random.Random(f"{plan.seed}/{epoch}/{key}")  # as `data.loading.Samples` does
-            return augment(image_CHW, plan.transform.size, rng, plan.transform.interpolation)
+            rng = random.Random(f"{recipe.seed}/{epoch}/{key}")  # as `data.loading.Samples` does
+            return augment(image_CHW, recipe.transform.size, rng, recipe.transform.interpolation)
 
         return view
 
-    views: list[tuple[str, View, View]] = [("judging", plan.transform, plan.transform)]
-    if plan.augment is not None:
-        still = dataclasses.replace(plan.augment, jitter=0.0)
-        views.append(("training, augmented", drawn(plan.augment), drawn(still)))
+    views: list[tuple[str, View, View]] = [("judging", recipe.transform, recipe.transform)]
+    if recipe.augment is not None:
+        still = dataclasses.replace(recipe.augment, jitter=0.0)
+        views.append(("training, augmented", drawn(recipe.augment), drawn(still)))
     return views
 
 

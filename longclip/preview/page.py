@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from ..types import Box, Text
 from .look import Counts, Picture, Shown, Slot, Told
-from .plan import Plan
+from .recipe import Recipe
 from .summary import CLASSES, LIMITS, groups, histogram, sources
 
 _HUES = ("#0072b2", "#d55e00", "#007a5a", "#a83279", "#7a5c00", "#3f3fbf", "#8a2f2f", "#2f6b8a")
@@ -34,7 +34,7 @@ class Spelling(NamedTuple):
 
 
 def render(
-    samples: Sequence[Shown], counts: Counts, plan: Plan, facts: Mapping[str, str], spelling: Spelling
+    samples: Sequence[Shown], counts: Counts, recipe: Recipe, facts: Mapping[str, str], spelling: Spelling
 ) -> str:
     """The whole page. `facts` are lines for its head, plain text."""
     highest = max((number for shown in samples for number in _numbers(shown)), default=0)
@@ -45,9 +45,9 @@ def render(
         hues="\n".join(_hue(number) for number in range(1, highest + 1)),
         histogram=histogram([length for lengths in counts.sources.values() for length in lengths]),
         sources=sources(counts),
-        groups=groups(counts, plan),
-        legend=_legend(plan),
-        samples="\n".join(_sample(shown, plan.transform.size, spelling) for shown in samples),
+        groups=groups(counts, recipe),
+        legend=_legend(recipe),
+        samples="\n".join(_sample(shown, recipe.transform.size, spelling) for shown in samples),
     )
 
 
@@ -82,12 +82,12 @@ def _hue(number: int) -> str:
     )
 
 
-def _legend(plan: Plan) -> str:
+def _legend(recipe: Recipe) -> str:
     parts = [
         f"<span>up to {LIMITS[0]} tokens</span>",
         f'<span><mark class="late">{LIMITS[0] + 1} to {LIMITS[1]}: dotted line</mark></span>',
         f'<span><mark class="far">behind {LIMITS[1]}: double line</mark></span>',
-        f'<span><span class="unseen">struck out</span>: cut at {plan.context_length}</span>',
+        f'<span><span class="unseen">struck out</span>: cut at {recipe.context_length}</span>',
     ]
     return "".join(parts)
 

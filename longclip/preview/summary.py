@@ -10,7 +10,7 @@ from html import escape
 from statistics import median
 
 from .look import Counts
-from .plan import Plan
+from .recipe import Recipe
 
 LIMITS = (77, 248)  # tokens that CLIP and Long-CLIP see, start and end token included
 CLASSES = ("", "late", "far")  # up to, behind the first, and behind the second limit
@@ -83,13 +83,13 @@ def sources(counts: Counts) -> str:
     return _table(head, rows)
 
 
-def groups(counts: Counts, plan: Plan) -> str:
-    head = ["group", "policy", "texts per image", "tokens (median)", f"cut at {plan.context_length}"]
+def groups(counts: Counts, recipe: Recipe) -> str:
+    head = ["group", "policy", "texts per image", "tokens (median)", f"cut at {recipe.context_length}"]
     seen = max(1, counts.images - counts.damaged)
     rows = []
-    for group, policy in plan.policies.items():
+    for group, policy in recipe.policies.items():
         lengths = counts.groups.get(group, [])
         middle = f"{median(lengths):.0f}" if lengths else "no text"
-        cut = f"{shares(lengths, plan.context_length):.1f} %"
+        cut = f"{shares(lengths, recipe.context_length):.1f} %"
         rows.append([group, type(policy).__name__, f"{len(lengths) / seen:.1f}", middle, cut])
     return _table(head, rows)

@@ -1,9 +1,9 @@
 """What a preview shows: a recipe, read without Hydra and without running anything it names.
 
 In: what the user typed as --recipe: a name among conf/recipe/*.yaml, a YAML file (also what `python train.py
-... --cfg job --resolve` prints) or a run directory. Out: a `Plan`.
+... --cfg job --resolve` prints) or a run directory. Out: a `Recipe`.
 
-A YAML file is data: `_target_` may name the caption policies and `Augment`, and nothing else is ever built.
+A YAML file is data: its `_target_`s may name policies, augmentation and side-cars, and nothing else is built.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ import yaml
 
 from .. import captions
 from ..captions import Policy
-from ..data import images
+from ..data import images, joining
 from ..data.images import Augment, EvalTransform
+from ..data.joining import Join
 from ..towers import configs
 from ..types import UserError
 
-_MODULES = {module.__name__: module for module in (captions, images)}
+_MODULES = {module.__name__: module for module in (captions, images, joining)}
 _CONTEXT = "${model.backbone.context_length}"  # the one reference that recipes hold
 
 
-class Plan(NamedTuple):
+class Recipe(NamedTuple):
     """How a run would show its data."""
 
     label: str
@@ -36,39 +37,40 @@ class Plan(NamedTuple):
     architecture: str
     context_length: int
     seed: int
+    sidecar: Join
 
 
-def read(recipe: str, architecture: str | None = None) -> Plan:
-    """The plan of a recipe; `architecture` (an open_clip name) stands in where the file names none.
+def read(name: str, architecture: str | None = None) -> Recipe:
+    """What is behind --recipe; `architecture` (an open_clip name) goes before what the file says.
 
     Raises:
         UserError: there is no such recipe, it has no caption groups, or it names what no preview builds.
     """
-    path = _find(recipe)
+    path = _find(name)
     config = _load(path)
     backbone = _node(config, "model", "backbone", path=path)
-    name = architecture or backbone.get("architecture") or "ViT-B-16"
-    described = configs.named(str(name))
-    context = backbone.get("context_length") or (
-        described["text_cfg"].get("context_length", 77) if "architecture" in backbone else 248
-    )
+    model = str(architecture or backbone.get("architecture") or "ViT-B-16")
+    described = configs.named(model)
+    own = described["text_cfg"].get("context_length", 77) if "architecture" in backbone else 248
+    context = backbone.get("context_length") or own
     policies = _build(_node(config, "recipe", "captions", path=path), context, path)
     if not policies:
         raise UserError(f"{path} has no caption groups; name a recipe that has some under recipe.captions")
     data = _node(config, "data", path=path)
-    return Plan(
-        recipe,
+    return Recipe(
+        name,
         policies,
         _build(data["augment"], context, path) if "augment" in data else Augment(),
-        _transform(str(name), backbone, described),
-        str(name),
+        _transform(model, backbone, described),
+        model,
         int(context),
         int(config.get("seed") or 0),
+        _build(data.get("sidecar"), context, path) or Join(),
     )
 
 
-def _find(recipe: str) -> Path:
-    given = Path(recipe)
+def _find(name: str) -> Path:
+    given = Path(name)
     if (given / "config.yaml").is_file():
         return given / "config.yaml"
     if given.is_file():
@@ -76,11 +78,11 @@ def _find(recipe: str) -> Path:
     roots = (Path.cwd(), Path(__file__).resolve().parents[2])
     folders = [root / "conf" / "recipe" for root in roots]
     for folder in folders:
-        if (folder / f"{recipe}.yaml").is_file() and "/" not in recipe:
-            return folder / f"{recipe}.yaml"
+        if (folder / f"{name}.yaml").is_file() and "/" not in name:
+            return folder / f"{name}.yaml"
     names = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
     raise UserError(
-        f"--recipe {recipe} is no run directory (no config.yaml in it), no file, and no recipe by name "
+        f"--recipe {name} is no run directory (no config.yaml in it), no file, and no recipe by name "
         f"({', '.join(names) or 'there is no conf/recipe here'})"
     )
 
@@ -117,7 +119,7 @@ def _build(node: Any, context: int, path: Path) -> Any:
     if isinstance(node, str) and "${" in node:
         raise UserError(
             f"{path} refers to {node}, which only a run resolves; write one out and name that: "
-            "python train.py ... --cfg job --resolve > plan.yaml"
+            "python train.py ... --cfg job --resolve > recipe.yaml"
         )
     return node
 
@@ -127,8 +129,7 @@ def _made(target: object, given: dict[str, Any], path: Path) -> Any:
     kind = getattr(_MODULES.get(module), name, None)
     if not isinstance(kind, type) or not kind.__module__.startswith("longclip."):
         raise UserError(
-            f"{path} wants {target}, which a preview does not build: "
-            f"caption policies and Augment of {' and '.join(_MODULES)} only"
+            f"{path} wants {target}, which a preview does not build: only what is in {', '.join(_MODULES)}"
         )
     try:
         return kind(**given)
