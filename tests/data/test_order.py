@@ -4,7 +4,6 @@ import pickle
 
 import pytest
 
-from longclip.data.batching import Batches
 from longclip.data.order import Order
 from longclip.types import UserError
 
@@ -15,12 +14,6 @@ def stream(order: Order, start: int, stop: int) -> list[tuple[int, int]]:
     return [order.at(position) for position in range(start, stop)]
 
 
-def merged(order: Order, global_batch: int, world: int, start: int, stop: int) -> list[int]:
-    """Positions of all ranks, step by step, in rank order."""
-    ranks = [list(Batches(order, global_batch, rank, world, start, stop)) for rank in range(world)]
-    return [position for step in zip(*ranks, strict=True) for rank in step for position in rank]
-
-
 @pytest.mark.parametrize(("samples", "block", "window"), SIZES)
 def test_every_sample_once_an_epoch(samples: int, block: int, window: int) -> None:
     order = Order(samples, seed=3, block=block, window=window)
@@ -28,6 +21,27 @@ def test_every_sample_once_an_epoch(samples: int, block: int, window: int) -> No
         shown = stream(order, epoch * samples, (epoch + 1) * samples)
         assert {e for e, _ in shown} == {epoch}
         assert sorted(index for _, index in shown) == list(range(samples))
+
+
+@pytest.mark.parametrize(("samples", "block", "window"), [(100, 4, 3), (64, 2, 2), (1000, 7, 5), (301, 8, 2)])
+def test_a_sample_returns_late(samples: int, block: int, window: int) -> None:
+    """No batch of up to a quarter of these data that straddles two epochs holds an image twice."""
+    order = Order(samples, seed=3, block=block, window=window)
+    last, gaps = dict[int, int](), []
+    for position, (_, index) in enumerate(stream(order, 0, 8 * samples)):
+        gaps.append(position - last.get(index, -samples))
+        last[index] = position
+    blocks = -(-samples // block)
+    near = (blocks - 2 * (blocks % window)) // (3 * window) * window
+    assert min(gaps) > (near - 1) * block
+    assert min(gaps) >= samples // 4
+
+
+def test_spans_are_positions_side_by_side() -> None:
+    order = Order(100, seed=1, block=8, window=3)
+    shown = [list(pair) for pair in stream(order, 0, 300)]
+    for start, stop in [(0, 300), (95, 105), (7, 7), (199, 201), (24, 48)]:
+        assert order.span(start, stop).tolist() == shown[start:stop]
 
 
 def test_order_differs_by_epoch_and_by_seed() -> None:
@@ -62,36 +76,6 @@ def test_a_window_mixes_far_apart_blocks() -> None:
 def test_ten_million_samples_need_no_list_of_samples() -> None:
     order = Order(10_000_000, seed=0)
     assert len({order.at(position)[1] for position in range(12_345_000, 12_346_000)}) == 1000
-
-
-@pytest.mark.parametrize("world", [1, 2, 4])
-def test_ranks_together_show_the_same_stream(world: int) -> None:
-    assert merged(Order(50, seed=0), 12, world, 0, 130) == list(range(120))
-
-
-def test_resume_anywhere_on_another_world_and_batch_continues_the_stream() -> None:
-    order = Order(101, seed=0, block=4, window=4)
-    before = merged(order, 8, 2, 0, 56)
-    after = merged(order, 12, 4, 56, 301)
-    assert [order.at(p) for p in before + after] == stream(order, 0, 56 + 240)
-
-
-def test_length_counts_the_whole_run_and_iteration_what_is_left() -> None:
-    batches = Batches(Order(100, seed=0), 10, 0, 1, start=30, stop=205, before=3)
-    assert len(batches) == 20
-    assert len(list(batches)) == 17
-
-
-def test_batch_that_processes_cannot_share_is_refused() -> None:
-    with pytest.raises(UserError, match=r"10 over 4 processes; set batch_size=8"):
-        Batches(Order(100, seed=0), 10, 0, 4, 0, 100)
-
-
-def test_fewer_samples_than_a_batch_is_refused_with_both_ways_out() -> None:
-    with pytest.raises(
-        UserError, match=r"has 9 samples, fewer than one batch of 16; set batch_size=8 .*data.root=FOLDER"
-    ):
-        Batches(Order(9, seed=0), 16, 0, 2, 0, 100)
 
 
 def test_zero_samples_are_refused() -> None:
