@@ -160,6 +160,11 @@ def members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             tar.members = []  # type: ignore[attr-defined]
             if member.isreg() and not member.issparse():
                 yield member
+        # tarfile takes a cut or a damaged header for the end
+        assert tar.fileobj is not None
+        tar.fileobj.seek(tar.offset)
+        if tar.fileobj.read(512) != bytes(512):
+            raise tarfile.ReadError(f"no end after {tar.offset} bytes")
     except (tarfile.TarError, OSError, ValueError, EOFError) as error:
         raise Unusable("tar is cut off or damaged", f"{tar.name!s}: {error}") from error
 
