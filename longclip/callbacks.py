@@ -119,7 +119,7 @@ class Checkpoints(Callback):
 
 
 class Skips(Callback):
-    """Damaged samples of all processes: logged, a reason to stop where they are many, summed up at the end."""
+    """Damaged samples of all processes: logged, summed up at the end, a reason to stop if they are many."""
 
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
         if trainer.global_step % trainer.log_every_n_steps == 0 or trainer.global_step == trainer.max_steps:
