@@ -72,7 +72,7 @@ def test_similar_captions_share_a_batch() -> None:
 
 def test_balanced_batches_and_processes_carry_the_same_tokens() -> None:
     def spread(stream: Composed | Order, parts: int) -> float:
-        sums = [LENGTHS[part].sum() for batch in batches(stream)[:40] for part in np.split(batch, parts)]
+        sums = [LENGTHS[part].sum() for batch in batches(stream)[:POOL] for part in np.split(batch, parts)]
         return float(np.std(sums) / np.mean(sums))
 
     plain = Order(COUNT, 0, 4, 4)
