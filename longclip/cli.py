@@ -115,8 +115,6 @@ def _doctor_command(commands: Any) -> None:
 
 
 def _shards(options: argparse.Namespace) -> None:
-    import open_clip
-
     from .data import progress
     from .data.convert import convert
     from .data.journal import NAME
@@ -124,12 +122,12 @@ def _shards(options: argparse.Namespace) -> None:
     from .data.prepare import Prepare
     from .data.survey import describe, survey
     from .data.workers import processors
-    from .tokens import Tokenizer
+    from .towers import configs
 
     source = Source(
         options.source, load(options.layout, options.held_out), options.images, options.follow_links
     )
-    tokenizer = Tokenizer(open_clip.get_tokenizer(options.model), context_length=248)
+    tokenizer = configs.tokenizer(options.model)
     workers = options.workers or processors()
     if options.dry_run or not (options.out / NAME).exists():
         seen = survey(source, Prepare(tokenizer, options.splitter), workers)
@@ -173,15 +171,13 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _sidecar(options: argparse.Namespace) -> None:
-    import open_clip
-
     from .data.sidecar_writer import write_sidecar
-    from .tokens import Tokenizer
+    from .towers import configs
 
     report = write_sidecar(
         options.source,
         options.out,
-        Tokenizer(open_clip.get_tokenizer(options.model), context_length=248),
+        configs.tokenizer(options.model),
         key=options.key,
         columns=options.columns,
         labels=options.labels,

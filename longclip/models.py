@@ -6,6 +6,7 @@ In: what the user typed. Out: a `Backbone` (open_clip model, its config, preproc
 from __future__ import annotations
 
 import json
+import pickle
 import tempfile
 import zipfile
 from pathlib import Path
@@ -62,7 +63,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} is torn or no checkpoint: it has no zip directory; take an older one beside it"
         )
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(
+            f"{path} cannot be read as tensors and plain values, which is all that longclip loads, because "
+            f"anything else could run code ({str(error).splitlines()[0]:.100}); take one of longclip's own"
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint of longclip's")
     if "longclip" not in content:
         raise UserError(
             f"{path} was not written by longclip (it has {', '.join(sorted(content)[:5])}); "

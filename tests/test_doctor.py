@@ -99,7 +99,8 @@ def test_a_list_that_disagrees_or_is_absent_is_a_problem(write):
     (folder / "shards.json").write_text("{}")
     assert "shards.json" in problem([folder]).seen
     (folder / "shards.json").unlink()
-    assert "no shards.json" in problem([folder]).seen
+    assert ["no shards.json" in f.seen for f in seen([folder], level="warning")] == [True]
+    assert not seen([folder], level="problem")
 
 
 def test_a_truncated_tar_is_a_problem(write):

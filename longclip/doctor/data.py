@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from ..data.index import LIST, UNFINISHED, Index, Shard, digests, parse_list, read_index
+from ..towers import configs
 from ..types import UserError
 from .findings import Finding
 from .overlap import Overlap
@@ -32,7 +33,7 @@ def data(train: Sequence[str], benchmarks: Sequence[str], model: str, deep: bool
             )
         for folder in inner:
             trains[folder] = given in train and (folder == Path(given) or folder.name.startswith("train"))
-    overlap, wanted = Overlap(deep), _tokenizer(model)
+    overlap, wanted = Overlap(deep), configs.tokenizer(model).name_hash
     for folder in sorted(trains, key=lambda folder: trains[folder]):
         made_by = Counter[str]()
         compare = overlap.train if trains[folder] else overlap.judge
@@ -67,8 +68,11 @@ def health(folder: Path, see: See, deep: bool) -> Iterator[Finding]:
         yield Finding("problem", "shards", seen, "a finished folder", "the same longclip shards ... again")
         return
     listed, faults = _listed(folder)
+    if not (folder / LIST).exists():
+        seen = f"{folder} has no {LIST}: it can be read on this machine, but not by URL"
+        yield Finding("warning", "shards", seen, "a list of the shards", again)
     samples = captions = size = 0
-    tars = sorted({*folder.glob("*.tar"), *(folder / name for name in listed)})
+    tars = sorted({*folder.glob("*.tar"), *_indexed(folder), *(folder / name for name in listed)})
     for tar in tars:
         try:
             index = read_index(tar)
@@ -91,14 +95,18 @@ def health(folder: Path, see: See, deep: bool) -> Iterator[Finding]:
         yield Finding("ok", "shards", f"{seen}, {how}")
 
 
+def _indexed(folder: Path) -> Iterator[Path]:
+    """The tars that an index speaks of."""
+    return (path.with_suffix("").with_suffix(".tar") for path in folder.glob("*.index.json"))
+
+
 def _listed(folder: Path) -> tuple[dict[str, Shard], list[str]]:
     """The shards that `shards.json` names, and what is wrong with it."""
+    path = folder / LIST
     try:
-        return {
-            shard.name: shard for shard in parse_list((folder / LIST).read_bytes(), str(folder / LIST))
-        }, []
+        return {shard.name: shard for shard in parse_list(path.read_bytes(), str(path))}, []
     except FileNotFoundError:
-        return {}, [f"{folder} has no {LIST}, which says what belongs to it"]
+        return {}, []
     except UserError as error:
         return {}, [str(error)]
 
@@ -119,17 +127,6 @@ def _differences(tar: Path, index: Index, listed: Mapping[str, Shard], deep: boo
         elif sha256 != index.sha256:
             faults.append(f"{tar}: its content is not what its index describes (sha256)")
     return faults
-
-
-def _tokenizer(model: str) -> str:
-    """The hash of the tokenizer of an architecture."""
-    import open_clip
-
-    from ..tokens import Tokenizer
-    from ..towers import configs
-
-    configs.named(model)
-    return Tokenizer(open_clip.get_tokenizer(model), 248).name_hash
 
 
 def tokenizer(folder: Path, made_by: Mapping[str, int], model: str, wanted: str) -> Iterator[Finding]:

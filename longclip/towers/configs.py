@@ -21,6 +21,7 @@ from typing import Any
 import open_clip
 from torch import Tensor, nn
 
+from ..tokens import Tokenizer
 from ..types import UserError
 
 _OWN = Path(__file__).parent / "architectures"
@@ -35,6 +36,8 @@ _FREE = {
     "timm_model_pretrained",
     "tokenizer_kwargs",
 }
+# open_clip hands all to transformers, where trust_remote_code runs what a model's folder brings along.
+_TOKENIZER_OPTIONS = {"clean", "language", "reduction_mask", "strip_sep_token"}
 
 
 @functools.cache
@@ -56,6 +59,13 @@ def named(architecture: str) -> dict[str, Any]:
         f'`python -c "import open_clip; print(*open_clip.list_models())"` lists open_clip\'s, and longclip '
         f"adds {', '.join(sorted(path.stem for path in _OWN.glob('*.json')))}."
     )
+
+
+def tokenizer(architecture: str, context_length: int = 248) -> Tokenizer:
+    """The tokenizer of the architecture of that name. Raises UserError with the nearest names."""
+    named(architecture)
+    theirs = open_clip.get_tokenizer(architecture.replace("/", "-"), context_length=context_length)
+    return Tokenizer(theirs, context_length)
 
 
 def inferred(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -155,8 +165,10 @@ def instantiate(
     """open_clip's model of that configuration, float32, with random weights; nothing is downloaded.
 
     Goes through open_clip's own reader of export folders, so what is built is what an export's user gets.
-    Raises UserError with open_clip's words where the configuration does not work.
+    Raises UserError with open_clip's words where the configuration does not work, and for one that would
+    run code of its own.
     """
+    _refuse_code(model_cfg)
     with tempfile.TemporaryDirectory() as folder, quiet():
         text = json.dumps({"model_cfg": dict(model_cfg), "preprocess_cfg": dict(preprocess_cfg)})
         (Path(folder) / "open_clip_config.json").write_text(text)
@@ -176,6 +188,18 @@ def instantiate(
         f"not a dual encoder: {type(model).__name__}"
     )
     return model
+
+
+def _refuse_code(model_cfg: Mapping[str, Any]) -> None:
+    text = model_cfg.get("text_cfg")
+    given = text.get("tokenizer_kwargs") if isinstance(text, Mapping) else None
+    strangers = sorted(set(given or {}) - _TOKENIZER_OPTIONS)
+    if strangers:
+        raise UserError(
+            f"This model's configuration wants a tokenizer with {', '.join(strangers)}, which could run code "
+            f"from its folder; longclip passes on {', '.join(sorted(_TOKENIZER_OPTIONS))}: take the others "
+            "out of text_cfg.tokenizer_kwargs if you trust it without them"
+        )
 
 
 @contextmanager

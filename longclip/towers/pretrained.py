@@ -192,7 +192,7 @@ def _described(config: Path, file: Path, label: str) -> _Source:
         described = json.loads(config.read_text(encoding="utf-8"))
         model_cfg = described["model_cfg"]
         quick_gelu = bool(model_cfg.get("quick_gelu", False))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{label}: {config} is no configuration of open_clip's (no readable model_cfg)."
         ) from error
