@@ -13,9 +13,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from itertools import chain
+from itertools import accumulate, chain, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -108,26 +108,38 @@ def pack(texts: Sequence[Sequence[Text | None]], tokenizer: Tokenizer) -> Packed
     room = tokenizer.context_length - extra
     shape = (len(texts), len(texts[0]) if texts else 0)
     assert all(len(row) == shape[1] for row in texts), "every image has the same number of caption slots"
-    parts: list[tuple[int, ...]] = []
-    lengths: list[int] = []
-    dropped: list[int] = []
+    tokens: list[int] = []
+    counts: list[int] = []
     for text in chain.from_iterable(texts):
         if text is None:
-            lengths.append(0)
-            dropped.append(0)
+            counts.append(-extra)  # so that its length is 0
             continue
-        ids = text.ids
-        cut = max(0, len(ids) - room)
-        parts += (prefix, ids[:room] if cut else ids, suffix)
-        lengths.append(len(ids) - cut + extra)
-        dropped.append(cut)
-    tokens = np.fromiter(chain.from_iterable(parts), dtype=np.int32, count=sum(lengths))
+        tokens += prefix
+        tokens += text.ids[:room]
+        tokens += suffix
+        counts.append(len(text.ids))
+    counts_BK = np.array(counts, np.int32).reshape(shape)
+    dropped_BK = (counts_BK - room).clip(0)
+    lengths_BK = counts_BK - dropped_BK + extra
     return Packed(
-        torch.from_numpy(tokens),
-        torch.tensor(lengths, dtype=torch.int32).reshape(shape),
-        torch.tensor(dropped, dtype=torch.int32).reshape(shape),
-        max(lengths, default=0),
+        torch.from_numpy(np.array(tokens, np.int32)),
+        torch.from_numpy(lengths_BK),
+        torch.from_numpy(dropped_BK),
+        int(lengths_BK.max(initial=0)),
     )
+
+
+def stored(ids: bytes, counts: Iterable[int]) -> list[tuple[int, ...]]:
+    """The ids of sentence after sentence, from uint16, little-endian, as shards hold them end to end.
+
+    Raises:
+        ValueError: `counts` do not add up to the number of ids.
+    """
+    flat = tuple(np.frombuffer(ids, "<u2").tolist())
+    ends = list(accumulate(counts, initial=0))
+    if ends[-1] != len(flat):
+        raise ValueError(f"{len(flat)} ids for sentences of {ends[-1]}")
+    return [flat[start:end] for start, end in pairwise(ends)]
 
 
 def unpack(tokens_T: Tensor, lengths_S: Tensor, context_length: int, pad_id: int = 0) -> Tensor:

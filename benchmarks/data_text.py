@@ -1,0 +1,98 @@
+"""Tokenise a long caption and its eight sentences: ours against open_clip's tokenizer, on one core.
+
+open_clip's gets nine strings and makes a padded table; ours makes packed tokens. On line, ours gets the
+same nine strings, or the eight sentences alone, since their ids together are those of the long caption. From
+shards, it gets the bytes of the `ids` member and the number of ids of each sentence. Splitting into
+sentences and reading JSON are on neither side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+
+from longclip.tokens import Packed, Tokenizer, pack, stored, unpack
+from longclip.types import Text
+
+from .data_synthetic import captions
+from .measures import Row, at_most, faster, rates
+
+CONTEXT = 248
+CHUNK = 32  # images of a batch to pack: takes about as long as open_clip needs for one
+
+Stored = tuple[bytes, list[int]]
+
+
+def rows(quick: bool) -> list[Row]:
+    theirs, tokenizer = SimpleTokenizer(), Tokenizer(SimpleTokenizer(), CONTEXT)
+    said = list(captions(CHUNK * (1 if quick else 8)))
+    kept = [_stored(sentences, tokenizer) for sentences in said]
+    jobs: dict[str, tuple[Callable[[Any], Any], Sequence[Any]]] = {
+        "open_clip": (lambda eight: theirs(_nine(eight), CONTEXT), said),
+        "nine": (
+            lambda chunk: pack([_each(_nine(eight), tokenizer) for eight in chunk], tokenizer),
+            _chunks(said),
+        ),
+        "eight": (
+            lambda chunk: pack([_joined(_ids(eight, tokenizer)) for eight in chunk], tokenizer),
+            _chunks(said),
+        ),
+        "shards": (
+            lambda chunk: pack([_joined(stored(*sample)) for sample in chunk], tokenizer),
+            _chunks(kept),
+        ),
+    }
+    found = rates(jobs, rounds=2 if quick else 20)
+    base = found["open_clip"]
+    what = "long caption + 8 sentences, {}, images/s on one core"
+    return [
+        faster("P10", what.format("nine strings on line"), CHUNK * found["nine"], base, 2),
+        faster("P10", what.format("tokenised once on line"), CHUNK * found["eight"], base, 5),
+        faster("P10", what.format("from shards"), CHUNK * found["shards"], base, 100),
+        at_most("P10", "images whose ids differ from open_clip's", _different(jobs), 0),
+    ]
+
+
+def _chunks(samples: Sequence[Any]) -> list[Sequence[Any]]:
+    return [samples[i : i + CHUNK] for i in range(0, len(samples), CHUNK)]
+
+
+def _nine(sentences: list[str]) -> list[str]:
+    return [" ".join(sentences), *sentences]
+
+
+def _ids(texts: list[str], tokenizer: Tokenizer) -> list[tuple[int, ...]]:
+    return [tokenizer.ids(tokenizer.clean(text)) for text in texts]
+
+
+def _each(texts: list[str], tokenizer: Tokenizer) -> list[Text]:
+    return [Text(ids) for ids in _ids(texts, tokenizer)]
+
+
+def _joined(sentences: list[tuple[int, ...]]) -> list[Text]:
+    """The long caption and its sentences."""
+    return [Text(tuple(chain.from_iterable(sentences))), *map(Text, sentences)]
+
+
+def _stored(sentences: list[str], tokenizer: Tokenizer) -> Stored:
+    """What `data.shards` writes."""
+    ids = _ids(sentences, tokenizer)
+    return np.fromiter(chain.from_iterable(ids), "<u2").tobytes(), [len(part) for part in ids]
+
+
+def _different(jobs: Mapping[str, tuple[Callable[[Any], Any], Sequence[Any]]]) -> int:
+    """Images for which one of our ways gives other ids than open_clip's."""
+    job, said = jobs["open_clip"]
+    expected_SL, different = torch.cat([job(eight) for eight in said]), 0
+    for name in ("nine", "eight", "shards"):
+        job, chunks = jobs[name]
+        packed: list[Packed] = [job(chunk) for chunk in chunks]
+        tables = [unpack(p.tokens_T, p.lengths_BK.flatten(), CONTEXT) for p in packed]
+        differs_S = (torch.cat(tables) != expected_SL).any(1)
+        different += int(differs_S.view(len(said), -1).any(1).sum())
+    return different
