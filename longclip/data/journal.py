@@ -11,7 +11,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..types import UserError
@@ -43,7 +43,7 @@ class Journal:
         partial = out / f"{NAME}.partial"
         lengths = {str(length): count for length, count in self.lengths.items()}
         with open(partial, "wb") as file:
-            file.write(dump({"version": VERSION} | asdict(self) | {"lengths": lengths}))
+            file.write(dump({"version": VERSION} | self.__dict__ | {"lengths": lengths}))
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, out / NAME)

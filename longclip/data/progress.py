@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
 
 from .convert import Step
 
@@ -18,7 +17,7 @@ EVERY = 10.0  # seconds between lines
 
 
 @contextmanager
-def shown() -> Iterator[Any]:
+def shown() -> Iterator[Callable[[Step], None]]:
     """What `convert` calls after every entry."""
     if not sys.stderr.isatty():
         yield Lines()
@@ -37,13 +36,13 @@ class Lines:
     """A line every few seconds. The rate and the ETA are those since the first step: a resumed
     conversion passes quickly over what it has."""
 
-    def __init__(self, every: float = EVERY) -> None:
-        self.every = every
+    def __init__(self, every: float = EVERY, clock: Callable[[], float] = time.monotonic) -> None:
+        self.every, self.clock = every, clock
         self._first: tuple[float, Step] | None = None
         self._next = 0.0
 
     def __call__(self, step: Step) -> None:
-        now = time.monotonic()
+        now = self.clock()
         if self._first is None:
             self._first, self._next = (now, step), now + self.every
         if now >= self._next:
