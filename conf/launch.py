@@ -18,10 +18,15 @@ from typing import Any
 import hydra
 import hydra.utils
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from longclip.types import UserError
+
 CONF = Path(__file__).resolve().parent
+LIGHTNING = ("callbacks", "loggers", "plugins", "profilers", "strategies", "trainer")
+HOMES = ("longclip", "torch.optim", *(f"lightning.pytorch.{part}" for part in LIGHTNING))
+"""What a config's `_target_`s may come from; LONGCLIP_TARGETS=mylab,other adds to them."""
 PROGRAMS = {"train": "train.py", "eval": "-m eval.run"}
 
 
@@ -41,10 +46,40 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
 
 
 def instantiate(config: Any, **extra: Any) -> Any:
-    """Build what a config node describes; no OmegaConf object reaches the package, only plain values."""
+    """Build what a config node describes; no OmegaConf object reaches the package, only plain values.
+
+    Raises:
+        UserError: a `_target_` comes from elsewhere than HOMES.
+    """
+    for target in _targets(OmegaConf.to_container(config, resolve=True) if config is not None else None):
+        _check_target(target)
     if extra:  # handed over afterwards: Hydra would merge them into the config and turn objects into nodes
         return hydra.utils.instantiate(config, _convert_="all", _partial_=True)(**extra)
     return hydra.utils.instantiate(config, _convert_="all")
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        yield from (str(value) for key, value in node.items() if key == "_target_")
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from _targets(value)
+
+
+def _check_target(target: str) -> None:
+    """A YAML that somebody sent must not be able to name os.system, nor to reach it through our imports."""
+    added = [home for home in os.environ.get("LONGCLIP_TARGETS", "").split(",") if home]
+    homes = (*HOMES, *added)
+    if target.partition(".")[0] in {home.partition(".")[0] for home in homes}:
+        found = hydra.utils.get_object(target)
+        lives = f"{getattr(found, '__module__', '')}."
+        at_home = any(lives.startswith(f"{home}.") for home in homes)
+        # Of others, classes only: Lightning has functions and methods that unpickle what they are given.
+        if at_home and (isinstance(found, type) or not lives.startswith(("lightning.", "torch."))):
+            return
+    raise UserError(
+        f"the config names {target}, and only {', '.join(homes)} may be named; if you know and trust it: "
+        f"LONGCLIP_TARGETS={target.partition('.')[0]} python ..."
+    )
 
 
 def explain(error: BaseException, config_name: str) -> str | None:
