@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.utils.data
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from .. import dist
 from ..captions import Groups
@@ -50,8 +51,13 @@ def picture(data: Dataset | Corpus, index: int) -> tuple[Record, Tensor]:
 
 
 def collate(samples: Sequence[Sample], tokenizer: Tokenizer) -> Batch:
-    """Samples of equal image size -> one batch: pixels stacked, captions packed end to end."""
-    pixels_BCHW = torch.stack([sample.image_CHW for sample in samples])
+    """Samples of equal image size -> one batch: pixels stacked, captions packed end to end.
+
+    The pixels stay channels last in memory, as decoders make them; a worker puts them where the main
+    process reads them, too.
+    """
+    pixels_BHWC = default_collate([sample.image_CHW.permute(1, 2, 0) for sample in samples])
+    pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2)
     packed = pack([sample.texts for sample in samples], tokenizer)
     columns = {name: torch.stack([sample.columns[name] for sample in samples]) for name in samples[0].columns}
     return Batch([sample.key for sample in samples], pixels_BCHW, *packed, columns=columns)
