@@ -168,11 +168,18 @@ class Telemetry(Callback):
                     "batch_time": total / self.every,
                     "lr": module.optim.lr_at(module.samples_seen),
                     "samples_seen": float(module.samples_seen),
+                    **_source_counts(trainer, module),
                     **token_counts(batch),
                 }
             )
             self.seconds, self.waited, self.images = 0.0, 0.0, 0
         self.ready = time.perf_counter()
+
+
+def _source_counts(trainer: Any, module: Any) -> dict[str, float]:
+    """How many samples of each source have been shown since the run began."""
+    shown = trainer.datamodule.shown(module.samples_seen)
+    return {f"data/{name}/samples": float(count) for name, count in shown.items()}
 
 
 def token_counts(batch: Batch) -> dict[str, float]:

@@ -190,4 +190,5 @@ def test_what_is_logged(scenes, tiny, tmp_path):
         " samples_per_second data_time tokens_per_sample truncated_captions truncated_tokens packing_fill"
     )
     assert set(names.split()) <= set(rows[0])
+    assert [float(row["data/train/samples"]) for row in rows] == [32, 64, 96, 128]
     assert [int(row["samples_seen"].split(".")[0]) for row in rows] == [32, 64, 96, 128]
