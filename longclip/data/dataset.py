@@ -116,28 +116,29 @@ class Dataset:
         return block
 
     def _read(self, shard: int, offset: int, size: int) -> bytes:
-        if self.local is not None:
+        if self.local is None:
+            listed = self._catalog.shards[shard]
+            return self.storage.read(self._address(shard), offset, size, listed.bytes, listed.sha256)
+        try:
             return os.pread(self._file(shard), size, offset)
-        listed = self._catalog.shards[shard]
-        return self.storage.read(self._address(shard), offset, size, listed.bytes, listed.sha256)
+        except OSError as error:
+            raise UserError(
+                f"{self._address(shard)} was there at the start and cannot be read now ({error.strerror}); "
+                "bring it back, then go on with resume=auto"
+            ) from error
 
     def _tokenise(self, text: str) -> tuple[int, ...]:
         return self.tokenizer.ids(text) if self.tokenizer else ()
 
     def _file(self, shard: int) -> int:
         """A file descriptor of a shard. `pread` has no cursor, so forked workers may inherit it."""
+        assert self.local is not None
         found = self._files.get(shard)
         if found is not None:
             return found
         if len(self._files) >= OPEN_FILES:
             os.close(self._files.popitem(last=False)[1])
-        try:
-            self._files[shard] = os.open(self._address(shard), os.O_RDONLY)
-        except OSError as error:
-            raise UserError(
-                f"{self._address(shard)} was there at the start and cannot be opened now ({error.strerror}); "
-                "bring it back, then go on with resume=auto"
-            ) from error
+        self._files[shard] = os.open(str(self.local / self._catalog.shards[shard].name), os.O_RDONLY)
         return self._files[shard]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -184,7 +184,9 @@ class Loader(torch.utils.data.DataLoader[Batch]):
         for positions in self.sampler:
             try:
                 batch = next(arriving)
-            except RuntimeError as error:
+            except (RuntimeError, EOFError, OSError) as error:
+                if not self.num_workers:
+                    raise
                 batch = self.fetch.blank(len(positions), _killed(error))
             if batch.fault is not None and dist.world() == 1:
                 raise UserError(batch.fault)
@@ -220,12 +222,16 @@ def _quietly(start: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
         signal.signal(signal.SIGCHLD, handler)
 
 
-def _killed(error: RuntimeError) -> str:
-    """The sentence for a worker that died; any other error goes on."""
-    if "DataLoader worker" not in str(error):
+def _killed(error: Exception) -> str:
+    """The sentence for a worker that died; any other error goes on.
+
+    Depending on what it did when it died, torch finds it missing, or a pipe to it is broken.
+    """
+    text = str(error)
+    if text.startswith("Caught ") or (isinstance(error, RuntimeError) and "DataLoader worker" not in text):
         raise error
+    found = text.splitlines()[0] if text else type(error).__name__
     return (
-        f"a process that loads data was killed ({str(error).splitlines()[0]}), most often because memory or "
-        "/dev/shm ran out (see dmesg); lower data.workers or give the job more memory, then go on with "
-        "resume=auto"
+        f"a process that loads data was killed ({found}), most often because memory or /dev/shm ran out (see "
+        "dmesg); lower data.workers or give the job more memory, then go on with resume=auto"
     )

@@ -17,7 +17,7 @@ import webdataset
 
 from longclip.captions import parse
 from longclip.data.dataset import Dataset
-from longclip.data.index import read_index
+from longclip.data.index import digests, read_index
 from longclip.data.shards import write
 from longclip.tokens import Tokenizer
 from longclip.types import Caption, Record, Sentence, UserError
@@ -200,7 +200,10 @@ def test_members_of_unknown_kind_are_never_opened(tmp_path: Path, records: list[
         end = new.offset
     os.replace(tmp_path / "new", tar)
     described = json.loads(index.read_text())
-    index.write_text(json.dumps(described | {"sizes": [end], "bytes": tar.stat().st_size}))
+    sha256, crcs, size = digests(tar, [end])
+    changes = {"sizes": [end], "crcs": crcs, "bytes": size, "sha256": sha256}
+    index.write_text(json.dumps(described | changes))
+    (tmp_path / "shards.json").unlink()
     assert Dataset(tmp_path).record(0).key == "k000"
 
 

@@ -285,31 +285,3 @@ def test_a_query_stays_behind_the_name():
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(UserError, match="retries must be 0 or more, the others above 0"):
         Storage(**wrong)
-
-
-def test_s3_by_range(content, tmp_path, monkeypatch):
-    pytest.importorskip("s3fs", reason="s3fs is not installed: pip install s3fs 'moto[server]'")
-    moto = pytest.importorskip("moto.server", reason="moto is not installed: pip install s3fs 'moto[server]'")
-    import boto3
-
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        endpoint = "http://{}:{}".format(*server.get_host_and_port())
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_ENDPOINT_URL": endpoint,
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():  # fmt: skip
-            monkeypatch.setenv(name, value)
-        bucket = boto3.client("s3", endpoint_url=endpoint)
-        bucket.create_bucket(Bucket="data")
-        bucket.put_object(Bucket="data", Key="train/a.tar", Body=content)
-        kept = Storage(cache=str(tmp_path / "cache"), retries=1)
-        assert kept.size("s3://data/train/a.tar") == len(content)
-        for start in (0, 20, 5100):
-            got = kept.read("s3://data/train/a.tar", start, 50, len(content), "d")
-            assert got == content[start : start + 50]
-        with pytest.raises(Missing, match=r"s3://data/train/b\.tar does not exist"):
-            kept.read("s3://data/train/b.tar", 0, 1)
-    finally:
-        server.stop()
