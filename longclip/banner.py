@@ -15,7 +15,6 @@ from rich.table import Table
 from .callbacks import token_counts
 from .data.module import SourceReport
 from .data.plan import Plan
-from .data.retry import shown
 
 
 class Banner(Callback):
@@ -77,7 +76,7 @@ def source_table(reports: Sequence[SourceReport]) -> Table:
 
 def _data_line(data: Any, total: int) -> str:
     epochs = f"{data.epoch_size:,} samples an epoch; {total / data.epoch_size:.1f} epochs"
-    return f"{len(data.corpus):,} images in {shown(str(data.root))}; {epochs}"
+    return f"{data.describe()}; {epochs}"
 
 
 def _size(plan: Plan) -> str:

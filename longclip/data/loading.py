@@ -7,9 +7,7 @@ same position whatever the number of workers or processes. A damaged sample is r
 from __future__ import annotations
 
 import random
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +15,6 @@ import torch.utils.data
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from .. import dist
 from ..captions import Groups
 from ..tokens import Tokenizer, pack
 from ..types import Batch, Record, Sample, Skip, Text, UserError
@@ -28,8 +25,9 @@ from .faults import Damaged, Ledger, Reason
 from .images import Augment, EvalTransform, decode
 from .order import Stream
 from .plan import Plan
+from .watching import watched
 
-GOLDEN = 0.618  # of the data: how far away a sample's stand-in lies in the stream
+GOLDEN = 0.618  # of an epoch: how far away a sample's stand-in lies
 OTHERS = 8  # stand-ins that are tried
 
 
@@ -48,6 +46,13 @@ def picture(data: Dataset | Corpus, index: int) -> tuple[Record, Tensor]:
             f"sample {record.key!r} in {data.shard(index)}: {error}; leave it out and make the shards again",
             reason,
         ) from error
+
+
+def view(image_CHW: Tensor, transform: EvalTransform, augment: Augment | None, words: str) -> Tensor:
+    """An image as it is shown: as judging shows it or, where there is an `augment`, as `words` seed it."""
+    if augment is None:
+        return transform(image_CHW)
+    return augment(image_CHW, transform.size, random.Random(words), transform.interpolation)
 
 
 def collate(samples: Sequence[Sample], tokenizer: Tokenizer) -> Batch:
@@ -94,28 +99,24 @@ class Samples(torch.utils.data.Dataset[Sample]):
         """The sample of a position; raises `Damaged` where it cannot be used."""
         epoch, index = self.order.at(position)
         record, image_CHW = picture(self.data, index)
-        if self.augment is None:
-            image_CHW = self.transform(image_CHW)
-        else:
-            rng = random.Random(f"{self.plan.seed}/{epoch}/{record.key}")
-            size, interpolation = self.transform.size, self.transform.interpolation
-            image_CHW = self.augment(image_CHW, size, rng, interpolation)
+        image_CHW = view(image_CHW, self.transform, self.augment, f"{self.plan.seed}/{epoch}/{record.key}")
         texts = self.groups.show(record.captions, record.key, epoch, min(1.0, position / self.plan.samples))
         return Sample(record.key, image_CHW, texts, self.data.columns(index))
 
     def or_other(self, position: int, skips: list[Skip]) -> Sample:
         """The sample of a position or, where it is damaged, the next good one of a fixed row of others.
 
-        The others are far away in the stream, so that none of them is in the same batch, and a function
-        of the position, so that workers, processes and a resume change nothing.
+        The others are of the same epoch and far away in it, so that none of them is in the same batch,
+        and a function of the position, so that workers, processes and a resume change nothing.
 
         Raises:
             UserError: the others are damaged, too, so something else is wrong.
         """
-        stride = max(1, round(len(self) * GOLDEN))
-        for other in range(position, position + OTHERS * stride, stride):
+        epoch = self.order.samples
+        start, place = position - position % epoch, position % epoch
+        for number in range(OTHERS):
             try:
-                return self[other]
+                return self[start + (place + round(number * GOLDEN * epoch)) % epoch]
             except Damaged as error:
                 skips.append(Skip(error.reason, str(error)))
         raise UserError(f"{OTHERS} samples in a row cannot be used; the last one: {skips[-1].text}")
@@ -140,21 +141,25 @@ class Fetch(torch.utils.data.Dataset[Batch]):
             return self.blank(len(positions), str(error))._replace(skips=skips)
 
     def blank(self, count: int, fault: str) -> Batch:
-        """What stands in for a batch that this process cannot have: grey images without words."""
-        size = self.samples.transform.size
-        image_CHW = torch.zeros(3, size, size, dtype=torch.uint8)
+        """What stands in for a batch that this process cannot have."""
         known = self.samples.data.columns(0).items()
         columns = {name: torch.full_like(value, torch.nan) for name, value in known}
-        sample = Sample("", image_CHW, (Text(()),) * self.samples.groups.count, columns)
-        return collate([sample] * count, self.tokenizer)._replace(fault=fault)
+        slots, size = self.samples.groups.count, self.samples.transform.size
+        return blank(count, slots, size, self.tokenizer, columns)._replace(fault=fault)
+
+
+def blank(
+    count: int, slots: int, size: int, tokenizer: Tokenizer, columns: dict[str, Tensor] | None = None
+) -> Batch:
+    """A batch of black images without words: nothing to learn from, but of the right shape."""
+    image_CHW = torch.zeros(3, size, size, dtype=torch.uint8)
+    return collate([Sample("", image_CHW, (Text(()),) * slots, columns or {})] * count, tokenizer)
 
 
 class Loader(torch.utils.data.DataLoader[Batch]):
     """Batches in order. Its length is that of the whole run, see `Batches`.
 
-    Where it cannot go on, a single process raises a `UserError`. One of several gets a last, blank batch
-    with its `fault`, and the training step stops all of them together: if one left alone, the others
-    would wait for it in their next collective.
+    Where it cannot go on, see `watching`.
 
     Args:
         ledger: counts what was seen and left out.
@@ -180,21 +185,8 @@ class Loader(torch.utils.data.DataLoader[Batch]):
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        arriving = _quietly(super().__iter__)
-        for positions in self.sampler:
-            try:
-                batch = next(arriving)
-            except (RuntimeError, EOFError, OSError) as error:
-                if not self.num_workers:
-                    raise
-                batch = self.fetch.blank(len(positions), _killed(error))
-            if batch.fault is not None and dist.world() == 1:
-                raise UserError(batch.fault)
-            if self.ledger is not None:
-                self.ledger.add(len(batch.keys), batch.skips)
-            yield batch
-            if batch.fault is not None:
-                return
+        sizes = (len(positions) for positions in self.sampler)
+        return watched(super().__iter__, sizes, self.fetch.blank, self.num_workers, self.ledger)
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the position is the training's. Lightning warns of loaders that have no such method."""
@@ -206,32 +198,3 @@ class Loader(torch.utils.data.DataLoader[Batch]):
 
 def _as_is(batch: Batch) -> Batch:
     return batch
-
-
-def _quietly(start: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
-    """Start workers without torch's signal handler, which raises wherever the main program happens to be.
-
-    A dead worker is then found where its batch is fetched, a few seconds later, by torch as well.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return start()
-    handler = signal.getsignal(signal.SIGCHLD)
-    try:
-        return start()
-    finally:
-        signal.signal(signal.SIGCHLD, handler)
-
-
-def _killed(error: Exception) -> str:
-    """The sentence for a worker that died; any other error goes on.
-
-    Depending on what it did when it died, torch finds it missing, or a pipe to it is broken.
-    """
-    text = str(error)
-    if text.startswith("Caught ") or (isinstance(error, RuntimeError) and "DataLoader worker" not in text):
-        raise error
-    found = text.splitlines()[0] if text else type(error).__name__
-    return (
-        f"a process that loads data was killed ({found}), most often because memory or /dev/shm ran out (see "
-        "dmesg); lower data.workers or give the job more memory, then go on with resume=auto"
-    )

@@ -27,6 +27,7 @@ from .loading import Loader, Samples, collate, picture
 from .mixture import Mixture
 from .order import Stream
 from .plan import Plan
+from .retry import shown
 from .storage import Storage, within
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class DataModule(lightning.LightningDataModule):
         self.root, self.sources, self.judge = root, sources(train), list(judge)
         self.plan, self.workers, self.sidecar = plan, workers, sidecar or Join()
         self.groups, self.tokenizer = groups, tokenizer
-        self.transform, self.augment, self.prepare = _transform(preprocess), augment, prepare
+        self.transform, self.augment, self.prepare = transform_of(preprocess), augment, prepare
         self.position = self._steps = 0
         self._opened: dict[str, Dataset] = {}
 
@@ -125,6 +126,10 @@ class DataModule(lightning.LightningDataModule):
             )
             for name, data, part in rows
         ]
+
+    def describe(self) -> str:
+        """What is read, and from where, in a few words."""
+        return f"{len(self.corpus):,} images in {shown(str(self.root))}"
 
     def shown(self, position: int) -> dict[str, int]:
         """Samples of each source before a position; composed batches make it a matter of their pool."""
@@ -184,14 +189,7 @@ class DataModule(lightning.LightningDataModule):
         The samples are those of the batch, with the box of every text that has one, in fractions of the
         whole image: they fit the pixels where nothing was cropped.
         """
-        data = self._open(split)
-        for start in range(0, len(data), batch_size):
-            samples = []
-            for index in range(start, min(start + batch_size, len(data))):
-                record, image_CHW = picture(data, index)
-                texts = groups.show(record.captions, record.key, epoch=0)
-                samples.append(Sample(record.key, self.transform(image_CHW), texts))
-            yield samples, collate(samples, self.tokenizer)
+        return stored_batches(self._open(split), batch_size, groups, self.transform)
 
     def _samples(self) -> Samples:
         return Samples(self.corpus, self._stream, self.groups, self.transform, self.augment, self.plan)
@@ -209,7 +207,22 @@ class DataModule(lightning.LightningDataModule):
         return self._opened[name]
 
 
-def _transform(preprocess: Mapping[str, Any]) -> EvalTransform:
+def stored_batches(
+    data: Dataset, batch_size: int, groups: Groups, transform: EvalTransform
+) -> Iterator[tuple[list[Sample], Batch]]:
+    """A dataset in stored order, see `DataModule.judge_batches`."""
+    assert data.tokenizer is not None
+    for start in range(0, len(data), batch_size):
+        samples = []
+        for index in range(start, min(start + batch_size, len(data))):
+            record, image_CHW = picture(data, index)
+            texts = groups.show(record.captions, record.key, epoch=0)
+            samples.append(Sample(record.key, transform(image_CHW), texts))
+        yield samples, collate(samples, data.tokenizer)
+
+
+def transform_of(preprocess: Mapping[str, Any]) -> EvalTransform:
+    """open_clip's preprocessing for a model; `UserError` where its images are not square."""
     size = preprocess["size"]
     sides = {size} if isinstance(size, int) else set(size)
     if len(sides) != 1:
