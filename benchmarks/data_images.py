@@ -38,8 +38,10 @@ def _speed(photos: list[bytes], rounds: int) -> list[Row]:
     found = rates({name: (job, photos) for name, job in jobs.items()}, rounds)
     what = "decode and {}, 500 px JPEG, images/s on one core"
     return [
-        faster("P11", what.format("evaluation transform"), found["eval"], found["eval, open_clip"], 2.5),
-        faster("P11", what.format("training transform"), found["train"], found["train, open_clip"], 2.5),
+        faster("P11.eval", what.format("evaluation transform"), found["eval"], found["eval, open_clip"], 2.5),
+        faster(
+            "P11.train", what.format("training transform"), found["train"], found["train, open_clip"], 2.5
+        ),
     ]
 
 
@@ -51,6 +53,8 @@ def _levels(photos: list[bytes]) -> list[Row]:
     )
     share = apart.gt(0).float().mean().item()
     return [
-        at_most("P11", "evaluation transform, largest difference in grey levels", apart.max().item(), 1),
-        Row("P11", "evaluation transform, values that differ at all, in 1,000", 1000 * share),
+        at_most(
+            "P11.levels", "evaluation transform, largest difference in grey levels", apart.max().item(), 1
+        ),
+        Row("P11.share", "evaluation transform, values that differ at all, in 1,000", 1000 * share),
     ]

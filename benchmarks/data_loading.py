@@ -48,7 +48,8 @@ def rows(quick: bool, folder: Path) -> list[Row]:
             best = _turns(jobs, batch, workers, rounds)
             text = f"long caption + {SENTENCES} sentences" if several else "one caption"
             measure = f"tar to batch, {text}, {workers or 'no'} workers, images/s"
-            found.append(faster("P12", measure, best["ours"], best["theirs"], least))
+            id = f"P12.{workers}.{'nine' if several else 'one'}"
+            found.append(faster(id, measure, best["ours"], best["theirs"], least))
     return found
 
 

@@ -38,13 +38,13 @@ def rows(quick: bool, folder: Path) -> list[Row]:
     last = {count: curve[-1][1] for count, curve in curves.items()}
     return [
         at_most(
-            "M1",
+            "memory.time",
             f"growth of a worker's memory, {many:,} shards, MiB per 100,000 samples",
             _slope(curves[many]),
             1,
         ),
         at_most(
-            "M2",
+            "memory.shards",
             f"memory of a worker, {many:,} shards against {many // 20:,}, MiB more",
             last[many] - last[many // 20],
             8,

@@ -51,10 +51,10 @@ def rows(quick: bool) -> list[Row]:
     base = found["open_clip"]
     what = "long caption + 8 sentences, {}, images/s on one core"
     return [
-        faster("P10", what.format("nine strings on line"), CHUNK * found["nine"], base, 2),
-        faster("P10", what.format("tokenised once on line"), CHUNK * found["eight"], base, 5),
-        faster("P10", what.format("from shards"), CHUNK * found["shards"], base, 100),
-        at_most("P10", "images whose ids differ from open_clip's", _different(jobs), 0),
+        faster("P10.nine", what.format("nine strings on line"), CHUNK * found["nine"], base, 2),
+        faster("P10.once", what.format("tokenised once on line"), CHUNK * found["eight"], base, 5),
+        faster("P10.shards", what.format("from shards"), CHUNK * found["shards"], base, 100),
+        at_most("P10.ids", "images whose ids differ from open_clip's", _different(jobs), 0),
     ]
 
 

@@ -129,16 +129,18 @@ def pack(texts: Sequence[Sequence[Text | None]], tokenizer: Tokenizer) -> Packed
     )
 
 
-def stored(ids: bytes, counts: Iterable[int]) -> list[tuple[int, ...]]:
+def stored(ids: bytes, counts: Iterable[int], below: int = 2**16) -> list[tuple[int, ...]]:
     """The ids of sentence after sentence, from uint16, little-endian, as shards hold them end to end.
 
     Raises:
-        ValueError: `counts` do not add up to the number of ids.
+        ValueError: `counts` do not add up to the number of ids, or an id is not smaller than `below`.
     """
     flat = tuple(np.frombuffer(ids, "<u2").tolist())
     ends = list(accumulate(counts, initial=0))
     if ends[-1] != len(flat):
         raise ValueError(f"{len(flat)} ids for sentences of {ends[-1]}")
+    if flat and max(flat) >= below:
+        raise ValueError(f"token id {max(flat)} of a vocabulary of {below}")
     return [flat[start:end] for start, end in pairwise(ends)]
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import pickle
-import random
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from open_clip.tokenizer import HFTokenizer, SigLipTokenizer, SimpleTokenizer, get_clean_fn
 
 from longclip import tokens
-from longclip.tokens import Tokenizer, pack, unpack
+from longclip.tokens import Tokenizer, pack, stored, unpack
 from longclip.types import Text, UserError
 
 SAMPLES = [
@@ -35,20 +38,29 @@ HARD = [
     "ΟΔΟΣ Straße İstanbul ﬁne ǅ",
     "https://example.com/a-very-long-path/that/never/ends?with=queries&and=more#and-fragments",
 ]
-ATOMS = [
-    *"aB3.,!?'\"-_()&;<>",
-    "dog's",
-    "THE",
-    "。",
-    "猫",
-    "é",
-    "😀",
-    "&amp;",
-    "<end_of_text>",
-    "\u00a0",
-    "…",
-    "Σ",
-]
+# What hypothesis puts together: entities, whole, cut short and nested, mojibake, special tokens, scripts,
+# marks, control characters, odd whitespace, and words longer than the cache keeps.
+STRANGE = """&amp; &lt; &gt &#39; &#x27; &#0; &#128; &amp;amp; &nbsp; &notit; &copy &hearts; & ; Ã© â€™ â€œ Â£
+    ï»¿ dâ€™accord <start_of_text> <end_of_text> <|endoftext|> <start_of_ <END_OF_TEXT> </w> dog's THE I'LL 'S
+    ''re 10,000 ½ x² ٣ é e\u0301 n\u0303o \u0301 ﬁ ß İ ǅ Σ ς 猫 。 ！ ＡＢＣ １２ ｶﾞ 東京 서울 ภาษา עברית
+    العربية देवनागरी 😀 👍🏽 👨‍👩‍👧 🇯🇵 ❤️ “ ” ‘ ’ … — ―""".split()  # noqa: SIM905
+CONTROL = (
+    "\x00\x01\x08\x1b\x1c\x1f\x7f\x80\x85\x9d\xad\u200b\u200d\u200e\u202e\u2060\ufeff\ufffd\ufffe\U000e0041"
+)
+SPACE = " \t\n\r\v\f\xa0\u1680\u2003\u2028\u2029\u202f\u205f\u3000"
+LONG = ["\x1b[31m", "\r\n", "  ", "a" * 50, "x" * 120, "ab-" * 40, "猫" * 80, "é" * 60]
+ATOMS = st.one_of(
+    *map(st.sampled_from, (STRANGE, CONTROL, SPACE, LONG)),
+    st.text(st.characters(max_codepoint=0x7F), max_size=6),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=4),
+)
+FUZZ = settings(
+    max_examples=100,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+TEXTS = st.lists(ATOMS, max_size=10).map("".join) | st.lists(ATOMS, max_size=10).map(" ".join)
 
 
 @pytest.fixture(scope="module")
@@ -61,23 +73,39 @@ def tokenizer() -> Tokenizer:
     return Tokenizer(SimpleTokenizer(), 77)
 
 
-def generated(count: int) -> list[str]:
-    rng = random.Random(0)
-    return [
-        "".join(rng.choice(ATOMS) + rng.choice(["", " "]) for _ in range(rng.randint(1, 16)))
-        for _ in range(count)
-    ]
-
-
 @pytest.mark.parametrize("text", [*SAMPLES, *HARD])
 def test_ids_equal_open_clip(text: str, tokenizer: Tokenizer, reference: SimpleTokenizer) -> None:
     for _ in range(2):  # the second time from the cache
         assert tokenizer.ids(tokenizer.clean(text)) == tuple(reference.encode(text))
 
 
-def test_ids_of_generated_texts_equal_open_clip(tokenizer: Tokenizer, reference: SimpleTokenizer) -> None:
-    for text in generated(2000):
-        assert tokenizer.ids(tokenizer.clean(text)) == tuple(reference.encode(text)), repr(text)
+@FUZZ
+@given(text=TEXTS)
+def test_ids_of_any_text_equal_open_clip(text: str, tokenizer: Tokenizer, reference: SimpleTokenizer) -> None:
+    for _ in range(2):  # the second time from the cache
+        assert tokenizer.ids(tokenizer.clean(text)) == tuple(reference.encode(text))
+
+
+@FUZZ
+@given(text=TEXTS)
+def test_ids_of_pieces_cut_at_spaces_make_the_ids_of_the_whole(text: str, tokenizer: Tokenizer) -> None:
+    cleaned = tokenizer.clean(text)
+    pieces = [tokenizer.ids(piece) for piece in cleaned.split(" ")]
+    assert tuple(chain.from_iterable(pieces)) == tokenizer.ids(cleaned)
+
+
+@FUZZ
+@given(texts=st.lists(st.none() | TEXTS, min_size=6, max_size=6))
+def test_any_packed_batch_equals_open_clips_table(
+    texts: list[str | None], tokenizer: Tokenizer, reference: SimpleTokenizer
+) -> None:
+    slots = [None if text is None else Text(tokenizer.ids(tokenizer.clean(text))) for text in texts]
+    packed = pack([slots[:3], slots[3:]], tokenizer)
+    shown = [text for text in texts if text is not None]
+    lengths = packed.lengths_BK.flatten()
+    assert (lengths > 0).tolist() == [text is not None for text in texts]
+    table = unpack(packed.tokens_T, lengths[lengths > 0], 77)
+    assert torch.equal(table, reference(shown, context_length=77) if shown else table[:0])
 
 
 @pytest.mark.parametrize("clean", ["whitespace", "canonicalize"])
@@ -144,6 +172,19 @@ def test_missing_texts_own_no_tokens(tokenizer: Tokenizer) -> None:
     assert packed.tokens_T.tolist() == [s, 1, e, s, 2, 3, e, s, 4, e]
     assert {t.dtype for t in packed[:3]} == {torch.int32}
     assert pack([[None]], tokenizer).longest == 0
+
+
+@FUZZ
+@given(st.lists(st.lists(st.integers(0, 2**16 - 1), max_size=9)))
+def test_stored_ids_come_back_sentence_by_sentence(sentences: list[list[int]]) -> None:
+    flat = np.array(list(chain.from_iterable(sentences)), "<u2").tobytes()
+    assert stored(flat, map(len, sentences)) == [tuple(ids) for ids in sentences]
+    with pytest.raises(ValueError, match="ids for sentences of"):
+        stored(flat + b"..", map(len, sentences))
+    if any(sentences):
+        largest = max(chain.from_iterable(sentences))
+        with pytest.raises(ValueError, match=f"token id {largest} "):
+            stored(flat, map(len, sentences), below=largest)
 
 
 def test_ragged_rows_are_refused(tokenizer: Tokenizer) -> None:

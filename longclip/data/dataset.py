@@ -106,12 +106,14 @@ class Dataset:
         columns = self._catalog.columns
         offset, size, crc = (int(c[index]) for c in (columns.offsets, columns.sizes, columns.crcs))
         block = self._read(shard, offset, size)
-        if crc32(block) != crc and self.local is None and self.storage.cache:
+        whole = crc32(block) == crc
+        if not whole and self.local is None and self.storage.cache:
             # Perhaps only the copy in the cache is bad: the disk, or a connection without checksums.
             block = self.storage.read(self._address(shard), offset, size)
+            whole = crc32(block) == crc
         if len(block) != size:
             raise Damaged(f"the tar ends at {len(block)} of its {size} bytes", Reason.CUT)
-        if crc32(block) != crc:
+        if not whole:
             raise Damaged("its CRC-32 is not that of the index", Reason.BYTES)
         return block
 

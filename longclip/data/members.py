@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from itertools import accumulate, pairwise
+from itertools import chain, islice
 from typing import Any
 
-import numpy as np
-
+from ..tokens import stored
 from ..types import Caption, Record, Sentence
 from .faults import Damaged, Reason
 from .shards import IMAGES
@@ -80,23 +79,18 @@ def _described(
     raw: bytes, raw_ids: bytes | None, tokenise: Tokenise, ids_below: int
 ) -> tuple[tuple[Caption, ...], dict[str, object]]:
     described = json.loads(raw)
-    ids = np.frombuffer(raw_ids, "<u2").tolist() if raw_ids is not None else None
-    if ids and max(ids) >= ids_below:
-        raise ValueError(f"token id {max(ids)} of a vocabulary of {ids_below}")
-    captions, used = [], 0
+    counts = chain.from_iterable(item["counts"] for item in described["captions"])
+    known = None if raw_ids is None else iter(stored(raw_ids, counts, ids_below))
+    captions = []
     for item in described["captions"]:
         text, spans = item["text"], [(start, end) for start, end in item["sentences"]]
         if not all(0 <= start < end <= len(text) for start, end in spans):
             raise ValueError("a sentence lies outside of its caption")
-        if ids is None:
+        if known is None:
             sentence_ids = [tokenise(text[start:end]) for start, end in spans]
         else:
-            ends = list(accumulate(item["counts"], initial=used))
-            sentence_ids = [tuple(ids[a:b]) for a, b in pairwise(ends)]
-            used = ends[-1]
+            sentence_ids = list(islice(known, len(item["counts"])))
         captions.append(_caption(item, spans, sentence_ids))
-    if ids is not None and used != len(ids):
-        raise ValueError(f"{len(ids)} ids for sentences of {used}")
     if not captions or not isinstance(described["meta"], dict):
         raise ValueError("no captions, or meta is no object")
     return tuple(captions), described["meta"]
