@@ -35,7 +35,7 @@ class Batches:
     `len()` counts the run from its beginning, `before` steps included, because Lightning adds the
     steps of a checkpoint to those it fetches and compares the sum with the loader's length; iterating
     yields only the steps that are left. With a budget they are counted by going through all lengths:
-    about a second for ten million samples.
+    some seconds for ten million samples.
 
     Raises:
         UserError: `global_batch` is no multiple of `world`, or exceeds an epoch; one image for each

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..types import Record, UserError
 from .dataset import Dataset
-from .mixture import shares
+from .mixture import Shares
 from .retry import shown
 from .sidecar import Digests, Store, digests, find, label_of
 
@@ -35,7 +35,7 @@ class Join:
         filter: by column, what is kept: `{at_least: 0.28}`, `{at_most: 3}`, `{top: 0.5}` or `{bottom: 0.5}`
             (a share of the samples that have a value), `{in: FILE}` (a label, or the sample's `key`: a text
             file of one a line, or .npy). Samples without a value are not kept.
-        weight: column; samples are shown in proportion to it, see `mixture.shares`.
+        weight: column; samples are shown in proportion to it, see `mixture.Shares`.
         scores: column of vectors with a score for each stored caption, in stored order: `Caption.score`.
         columns: columns of numbers and vectors that batches carry along.
     """
@@ -69,7 +69,7 @@ class Joined:
 
     Attributes:
         kept: the samples to choose from, None for all.
-        shares: see `mixture.shares`, None where all are shown equally often.
+        shares: see `mixture.Shares`, None where all are shown equally often.
 
     Raises:
         UserError: a side-car has none of the dataset's keys; a column does not exist or is of the wrong kind;
@@ -92,7 +92,7 @@ class Joined:
             self._home(name, ("number", "vector") if name in join.columns else ("vector",))
         keep = self._keep()
         self.kept = None if keep.all() else np.flatnonzero(keep)
-        self.shares = shares(self.numbers(join.weight)[keep]) if join.weight else None
+        self.shares = Shares(self.numbers(join.weight)[keep]) if join.weight else None
         self.__dict__.pop("_digests", None)
 
     def __len__(self) -> int:

@@ -21,6 +21,33 @@ from .order import Order, Stream, permutation, random_bits
 ROW = 1024  # positions whose sources are shuffled together
 
 
+class Shares:
+    """Samples drawn in proportion to a weight: systematic resampling.
+
+    With S_i the sum of the first i weights, scaled to a sum of N for N samples, and u ~ U[0, 1) of the pass,
+    draw k of the N draws of a pass shows the sample i with S_i <= k + u < S_(i+1). A sample of scaled weight w
+    comes floor(w) or ceil(w) times a pass, and w times on average: sampling in proportion to a score (Compress &
+    Align) that stays a function of the position.
+    """
+
+    def __init__(self, weights: NDArray[np.float64]) -> None:
+        sums = np.concatenate([[0.0], np.cumsum(weights, dtype=np.float64)])
+        self.sums = sums * (len(weights) / sums[-1])
+        self.sums[-1] = len(weights)
+        self.most = max(1, int(np.ceil(np.diff(self.sums).max())))  # times that a sample comes in a pass
+
+    def draw(self, shown: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+        """(pass, draw) -> (pass, sample). A repetition within a pass counts as a pass, to look different."""
+        passes, draws = shown[:, 0], shown[:, 1]
+        offsets = np.empty(len(shown))
+        for number in np.unique(passes):
+            offsets[passes == number] = _offset(seed, int(number))
+        samples = np.searchsorted(self.sums, draws + offsets, side="right") - 1
+        samples = np.minimum(samples, len(self.sums) - 2)
+        again = draws - np.ceil(self.sums[samples] - offsets).astype(np.int64)
+        return np.stack([passes * self.most + np.clip(again, 0, self.most - 1), samples], axis=1)
+
+
 @dataclass(frozen=True, eq=False)
 class Part:
     """One source of a mixture.
@@ -31,7 +58,7 @@ class Part:
         start: where its samples begin in the common index.
         epoch: draws that an epoch of the mixture shows.
         kept: the samples to choose from, where some are left out.
-        shares: as `shares` makes them, where samples are drawn in proportion to a weight.
+        shares: of the samples, where they are drawn in proportion to a weight.
     """
 
     name: str
@@ -39,13 +66,13 @@ class Part:
     start: int
     epoch: int
     kept: NDArray[np.int64] | None = None
-    shares: NDArray[np.float64] | None = None
+    shares: Shares | None = None
 
     def span(self, start: int, stop: int) -> NDArray[np.int64]:
         """(pass, index) of the source's own draws from `start` up to `stop`, [stop - start, 2]."""
         shown = self.order.span(start, stop)
         if self.shares is not None:
-            shown = _resampled(shown, self.shares, self.order.seed)
+            shown = self.shares.draw(shown, self.order.seed)
         if self.kept is not None:
             shown[:, 1] = self.kept[shown[:, 1]]
         return shown + np.array([0, self.start])
@@ -74,7 +101,7 @@ class Mixture(Stream):
             labels, places = _row(self, epoch, row)
             labels, places = labels[place:][: len(shown) - filled], places[place:][: len(shown) - filled]
             part_of_row = shown[filled : filled + len(labels)]
-            for number in np.unique(labels):
+            for number in np.flatnonzero(np.bincount(labels)):
                 mine = labels == number
                 first = epoch * int(self.epochs[number]) + int(places[mine][0])
                 part_of_row[mine] = self.parts[number].span(first, first + int(mine.sum()))
@@ -99,31 +126,10 @@ class Mixture(Stream):
         return (2 * rows[:, None] * self.epochs + self._rows) // (2 * self._rows)
 
 
-def shares(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Cumulative weights, scaled to one draw a sample on average: what `Part` draws by.
-
-    Systematic resampling: with S_i the sum of the first i scaled weights and u ~ U[0, 1) of the pass, draw k
-    of a pass shows the sample i with S_i <= k + u < S_(i+1). A sample of scaled weight w comes floor(w) or
-    ceil(w) times a pass, and w times on average: sampling in proportion to a score (Compress & Align) that
-    stays a function of the position.
-    """
-    sums = np.concatenate([[0.0], np.cumsum(weights, dtype=np.float64)])
-    scaled = sums * (len(weights) / sums[-1])
-    scaled[-1] = len(weights)
-    return scaled
-
-
-def _resampled(shown: NDArray[np.int64], shares: NDArray[np.float64], seed: int) -> NDArray[np.int64]:
-    """Draws -> samples. A repetition within a pass counts as a pass of its own, to look different."""
-    passes, draws = shown[:, 0], shown[:, 1]
-    offsets = np.empty(len(shown))
-    for number in np.unique(passes):
-        offsets[passes == number] = int(random_bits(1, seed, int(number), 2)[0]) / 2**64
-    samples = np.searchsorted(shares, draws + offsets, side="right") - 1
-    samples = np.minimum(samples, len(shares) - 2)
-    most = max(1, int(np.ceil(np.diff(shares).max())))
-    again = draws - np.ceil(shares[samples] - offsets).astype(np.int64)
-    return np.stack([passes * most + np.clip(again, 0, most - 1), samples], axis=1)
+@lru_cache(maxsize=16)
+def _offset(seed: int, number: int) -> float:
+    """u of a pass."""
+    return int(random_bits(1, seed, number, 2)[0]) / 2**64
 
 
 @lru_cache(maxsize=256)

@@ -68,14 +68,15 @@ class Order(Stream):
                 )
 
     def span(self, start: int, stop: int) -> NDArray[np.int64]:
-        parts = [np.empty((0, 2), np.int64)]
-        while start < stop:
-            epoch, offset = divmod(start, self.samples)
+        shown, filled = np.empty((stop - start, 2), np.int64), 0
+        while filled < len(shown):
+            epoch, offset = divmod(start + filled, self.samples)
             window, place = self._locate(epoch, offset)
-            found = _window(self, epoch, window)[place : place + stop - start]
-            parts.append(np.stack([np.full(len(found), epoch), found], axis=1))
-            start += len(found)
-        return np.concatenate(parts)
+            found = _window(self, epoch, window)[place : place + len(shown) - filled]
+            shown[filled : filled + len(found), 0] = epoch
+            shown[filled : filled + len(found), 1] = found
+            filled += len(found)
+        return shown
 
     def _locate(self, epoch: int, offset: int) -> tuple[int, int]:
         """Window and place in it. One block is short where `block` does not divide `samples`."""

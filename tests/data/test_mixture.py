@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from longclip.data import mixture as module
-from longclip.data.mixture import Mixture, Part, shares
+from longclip.data.mixture import Mixture, Part, Shares
 from longclip.data.order import Order
 
 SIZES = {
@@ -106,7 +106,7 @@ def test_only_what_is_kept_is_shown() -> None:
 
 def test_weighted_samples_come_floor_or_ceil_times_a_pass_and_on_average_their_share() -> None:
     weights = np.array([0.1, 0.0, 0.3, 1.0, 2.5, 0.7, 0.4, 3.0])
-    part = Part("a", Order(8, 1, 2, 2), 0, 8, None, shares(weights))
+    part = Part("a", Order(8, 1, 2, 2), 0, 8, None, Shares(weights))
     expected, passes = 8 * weights / weights.sum(), 3000
     total = np.zeros(8)
     for number in range(passes):
@@ -121,7 +121,7 @@ def test_weighted_samples_come_floor_or_ceil_times_a_pass_and_on_average_their_s
 
 
 def test_equal_weights_are_no_weights_and_a_pass_shows_all() -> None:
-    part = Part("a", Order(64, 1, 4, 4), 0, 64, None, shares(np.full(64, 0.123)))
+    part = Part("a", Order(64, 1, 4, 4), 0, 64, None, Shares(np.full(64, 0.123)))
     assert sorted(part.span(64, 128)[:, 1].tolist()) == list(range(64))
 
 

@@ -210,7 +210,7 @@ def test_weights_leave_out_what_has_none(tmp_path: Path, data: Dataset, tokenize
     joined = Joined(data, Join([store(tmp_path, tokenizer)], weight="score"))
     assert joined.choices == 35  # k0 weighs nothing, four have no row
     assert joined.shares is not None
-    assert np.diff(joined.shares) == pytest.approx(np.arange(1, 36) / np.mean(np.arange(1, 36)))
+    assert np.diff(joined.shares.sums) == pytest.approx(np.arange(1, 36) / np.mean(np.arange(1, 36)))
 
 
 def test_labels_are_whole_numbers_or_words(tmp_path: Path, data: Dataset, tokenizer: Tokenizer) -> None:
