@@ -155,11 +155,14 @@ def _check(index: Index) -> None:
         all(isinstance(column, list) and len(column) == index.samples for column in columns),
         f"it lists {index.samples} samples, but not a key, offset, size, CRC and length for each",
     )
-    _require(all(isinstance(key, str) for key in index.keys), "a key is no text")
+    texts = [*index.keys, index.sha256, index.tokenizer]
+    _require(all(isinstance(text, str) for text in texts), "a key, the sha256 or the tokenizer is no text")
     _require(len(set(index.keys)) == index.samples, "a key comes twice")
-    numbers = [*index.offsets, *index.sizes, *index.crcs, *index.lengths, index.captions, index.bytes]
-    _require(_naturals(numbers), "a number is not whole")
-    _require(max(index.crcs, default=0) < 2**32, "a CRC has more than 32 bits")
+    words = [*index.sizes, *index.crcs, *index.lengths]
+    totals = [index.samples, index.captions, index.bytes]
+    _require(_naturals([*index.offsets, *words, *totals]), "a number is not whole")
+    _require(max(words, default=0) < 2**32, "a size, a CRC or a length has more than 32 bits")
+    _require(max(index.lengths, default=0) < 2**31 and index.bytes < 2**63, "a number is absurd")
     ends = [offset + size for offset, size in zip(index.offsets, index.sizes, strict=True)]
     _require(max(ends, default=0) <= index.bytes, "a sample lies beyond the end")
 

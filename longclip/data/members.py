@@ -84,6 +84,8 @@ def _described(
     captions = []
     for item in described["captions"]:
         text, spans = item["text"], [(start, end) for start, end in item["sentences"]]
+        if not all(isinstance(at, int) for span in spans for at in span):
+            raise TypeError("a sentence's place is no whole number")
         if not all(0 <= start < end <= len(text) for start, end in spans):
             raise ValueError("a sentence lies outside of its caption")
         if known is None:
@@ -102,8 +104,16 @@ def _caption(
     if not (isinstance(item["text"], str) and isinstance(item["source"], str)):
         raise TypeError("text or source is no text")
     boxes = item.get("boxes") or [None] * len(spans)
+    if not all(box is None or _is_box(box) for box in boxes):
+        raise ValueError("a box is not four fractions of the image")
     sentences = tuple(
         Sentence(start, end, ids, tuple(box) if box else None)
         for (start, end), ids, box in zip(spans, sentence_ids, boxes, strict=True)
     )
     return Caption(item["source"], item["text"], sentences)
+
+
+def _is_box(box: object) -> bool:
+    if not isinstance(box, list) or len(box) != 4:
+        return False
+    return all(isinstance(edge, int | float) and 0 <= edge <= 1 for edge in box)
