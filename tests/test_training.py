@@ -22,14 +22,14 @@ from longclip.types import UserError
 SAMPLES, BATCH = 128, 16
 
 
-def parts(scenes, tiny, terms=None, precision="32-true", run=None, samples=SAMPLES, extra=()):
+def parts(scenes, tiny, terms=None, precision="32-true", run=None, samples=SAMPLES, extra=(), plan=None):
     torch.manual_seed(0)
     tower = DualTower(build(tiny, None, 248))
     groups = Groups({"long": Whole(), "sub": Sentences(3)}, seed=0)
     terms = terms or {"long": Contrastive("long"), "sub": Contrastive("sub"), "grouping": Grouping("sub")}
     module = LongClip(tower, terms, groups.slots, AdamW(lr=1e-3, warmup=32, samples=samples), seed=0)
     data = DataModule(
-        root=scenes, train="train", judge=["heldout"], plan=Plan(samples, BATCH), groups=groups,
+        root=scenes, train="train", judge=["heldout"], plan=plan or Plan(samples, BATCH), groups=groups,
         tokenizer=tower.tokenizer, preprocess=tower.preprocess_cfg, workers=0,
     )  # fmt: skip
     trainer = lightning.Trainer(
@@ -84,6 +84,28 @@ def test_resumed_equals_uninterrupted_bit_by_bit(scenes, tiny, tmp_path, precisi
     assert cut.losses + rest.losses == whole.losses
     for name, value in module.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("plan", [{"batches": "balanced"}, {"batches": "similar", "tokens": 1300}])
+def test_composed_batches_and_a_budget_resume_bit_by_bit(scenes, tiny, tmp_path, plan):
+    plan = Plan(SAMPLES, BATCH, pool=2, **plan)
+    whole = Watch()
+    trainer, module, data = parts(scenes, tiny, extra=[whole], plan=plan)
+    trainer.fit(module, data)
+    assert module.samples_seen == SAMPLES
+    assert len(whole.losses) == trainer.max_steps
+    assert len({len(keys) for keys in whole.keys}) > (plan.tokens is not None)
+
+    cut = Watch(stop_after=5)
+    saver = callbacks.Checkpoints(str(tmp_path), every_steps=5, every_minutes=0)
+    trainer, half, data = parts(scenes, tiny, extra=[saver, cut], plan=plan)
+    trainer.fit(half, data)
+
+    rest = Watch()
+    trainer, resumed, data = parts(scenes, tiny, extra=[rest], plan=plan)
+    trainer.fit(resumed, data, ckpt_path=runs.newest_checkpoint(tmp_path), weights_only=True)
+    assert cut.keys + rest.keys == whole.keys
+    assert cut.losses + rest.losses == whole.losses
 
 
 def test_a_resume_with_another_batch_size_goes_on_at_the_same_sample(scenes, tiny, tmp_path):

@@ -25,9 +25,9 @@ class Shares:
     """Samples drawn in proportion to a weight: systematic resampling.
 
     With S_i the sum of the first i weights, scaled to a sum of N for N samples, and u ~ U[0, 1) of the pass,
-    draw k of the N draws of a pass shows the sample i with S_i <= k + u < S_(i+1). A sample of scaled weight w
-    comes floor(w) or ceil(w) times a pass, and w times on average: sampling in proportion to a score (Compress &
-    Align) that stays a function of the position.
+    draw k of the N draws of a pass shows the sample i with S_i <= k + u < S_(i+1). A sample of scaled weight
+    w comes floor(w) or ceil(w) times a pass, and w times on average: sampling in proportion to a score
+    (Compress & Align) that stays a function of the position.
     """
 
     def __init__(self, weights: NDArray[np.float64]) -> None:
