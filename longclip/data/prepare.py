@@ -20,6 +20,7 @@ from .layouts.files import Place, Unusable
 from .layouts.source import Entry, Fault
 
 LONGEST_CAPTION = 20_000  # characters: longer than any description of one image
+REPLACED = "\N{REPLACEMENT CHARACTER}"
 REPEATS = 8  # words, from which on repetition counts as absurd
 
 
@@ -84,17 +85,18 @@ def absurd(text: str) -> str | None:
         return "caption is empty"
     if len(text) > LONGEST_CAPTION:
         return f"caption is longer than {LONGEST_CAPTION:,} characters"
-    if sum(map(_is_junk, text)) > 0.02 * len(text):
-        return "caption is binary"
     words = text.lower().split()
+    solid = "".join(words)
+    if not (solid.isprintable() and REPLACED not in solid) and _junk(solid) > 0.02 * len(text):
+        return "caption is binary"
     if len(words) >= REPEATS and len(set(words)) <= len(words) / REPEATS / 2:
         return "caption repeats the same words"
     return None
 
 
-def _is_junk(character: str) -> bool:
+def _junk(text: str) -> int:
     """Control characters, lone halves of pairs, and what stands for bytes that are no text."""
-    return character == "\N{REPLACEMENT CHARACTER}" or not (character.isprintable() or character.isspace())
+    return sum(1 for character in text if character == REPLACED or not character.isprintable())
 
 
 def _notes(image: bytes) -> Iterator[str]:

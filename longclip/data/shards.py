@@ -36,6 +36,7 @@ from .keys import Keys
 IMAGES = ("jpg", "png", "webp")
 LONGEST_KEY = 90  # bytes: a tar header holds names of 100
 ENDS = 2  # start and end token of a caption
+BUFFER = 2**20  # bytes: tarfile writes every 10 kB, which is slow on disks that are far away
 
 
 class WriteReport(NamedTuple):
@@ -162,7 +163,7 @@ class _OpenShard:
         self.keys: list[str] = []
         self.lengths: list[int] = []
         self.ends, self.captions = [0], 0
-        self._file: IO[bytes] = open(self.partial, "wb")  # noqa: SIM115 - closed by finish or abandon
+        self._file: IO[bytes] = open(self.partial, "wb", BUFFER)  # noqa: SIM115 - closed by finish or abandon
         self._tar = TarWriter(
             self._file, user="longclip", group="longclip", mode=0o644, mtime=0, encoder=False
         )
