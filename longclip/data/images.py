@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
+from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional
 
 from ..types import UserError
@@ -197,9 +197,9 @@ class Augment:
 def _resize(image_CHW: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
     if tuple(image_CHW.shape[1:]) == size:
         return image_CHW
-    # A crop's rows of pixels, laid end to end again: torch resizes anything else a quarter slower.
-    image_CHW = image_CHW.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-    return functional.resize_image(image_CHW, list(size), InterpolationMode(interpolation), antialias=True)
+    # Rows of pixels end to end, in a batch of one: torch resizes anything else a quarter slower.
+    pixels_1HWC = image_CHW.permute(1, 2, 0).contiguous()[None]
+    return interpolate(pixels_1HWC.permute(0, 3, 1, 2), size, mode=interpolation, antialias=True)[0]
 
 
 def _centre(image_CHW: Tensor, size: int) -> Tensor:

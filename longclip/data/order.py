@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from ..types import UserError
 
+STRETCH = 256  # positions that are looked up at once: one alone takes as long
+
 
 class Stream(ABC):
     """An endless stream of samples by position.
@@ -37,8 +39,14 @@ class Stream(ABC):
     def at(self, position: int) -> tuple[int, int]:
         """(pass, sample index) of a position >= 0. A sample never comes twice with the same pass."""
         assert position >= 0, f"position {position} < 0"
-        shown, index = self.span(position, position + 1)[0].tolist()
+        stretch, place = divmod(position, STRETCH)
+        shown, index = _stretch(self, stretch)[place].tolist()
         return shown, index
+
+
+@lru_cache(maxsize=16)
+def _stretch(stream: Stream, number: int) -> NDArray[np.int64]:
+    return stream.span(number * STRETCH, (number + 1) * STRETCH)
 
 
 @dataclass(frozen=True)
