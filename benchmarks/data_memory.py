@@ -8,58 +8,52 @@ from __future__ import annotations
 
 import multiprocessing
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from open_clip.tokenizer import SimpleTokenizer
 
 from longclip.tokens import Tokenizer
 
-from .data_loading import our_loader
+from .data_loading import CONTEXT, our_loader
 from .data_synthetic import photo, shards
 from .measures import Row, at_most
 
 BATCH = 250
 POINTS = 20  # of the curve
 SIZE = 8
-Curve = list[tuple[int, float]]
-"""(samples, MiB)"""
+
+
+class Point(NamedTuple):
+    """Of a curve."""
+
+    seen: int  # samples
+    mib: float
 
 
 def rows(quick: bool, folder: Path) -> list[Row]:
-    samples, many = (2_000, 20) if quick else (500_000, 2_000)
-    records = 500 if quick else 50_000
-    tokenizer = Tokenizer(SimpleTokenizer(), 248)
-    curves = {}
-    for count in (many // 20, many):
-        tiny = folder / f"tiny-{count}"
-        shards(tiny, [photo(0, SIZE)], records, records // count, tokenizer)
-        curves[count] = _curve(tiny, tokenizer, samples)
-        print(f"{count} shards: " + ", ".join(f"{seen:,}: {mib:.1f} MiB" for seen, mib in curves[count]))
-    last = {count: curve[-1][1] for count, curve in curves.items()}
+    samples, few, many = (5_000, 2, 20) if quick else (500_000, 100, 2_000)
+    tokenizer = Tokenizer(SimpleTokenizer(), CONTEXT)
+    on_few = _curve(folder / "few", few, many * 10, samples // 5, tokenizer)
+    on_many = _curve(folder / "many", many, many * 10, samples, tokenizer)
+    more = on_many[len(on_many) // 5 - 1].mib - on_few[-1].mib
+    growth = f"growth of a worker's memory in {samples:,} samples, second half, MiB per 100,000"
     return [
-        at_most(
-            "memory.time",
-            f"growth of a worker's memory, {many:,} shards, MiB per 100,000 samples",
-            _slope(curves[many]),
-            1,
-        ),
-        at_most(
-            "memory.shards",
-            f"memory of a worker, {many:,} shards against {many // 20:,}, MiB more",
-            last[many] - last[many // 20],
-            8,
-        ),
+        at_most("memory.time", growth, _slope(on_many), 1),
+        at_most("memory.shards", f"memory of a worker, {many:,} shards less {few:,}, MiB", more, 8),
     ]
 
 
-def _curve(folder: Path, tokenizer: Tokenizer, samples: int) -> Curve:
+def _curve(folder: Path, count: int, records: int, samples: int, tokenizer: Tokenizer) -> list[Point]:
+    """The memory of the only worker of a training on so many shards, printed as it is measured."""
+    shards(folder, [photo(0, SIZE)], records, records // count, tokenizer)
+    before, curve = set(multiprocessing.active_children()), list[Point]()
     loader = our_loader(folder, tokenizer, BATCH, samples, workers=1, several=True, size=SIZE)
-    every, curve = samples // BATCH // POINTS or 1, []
-    before = set(multiprocessing.active_children())
-    for step, _ in enumerate(loader):
-        if step % every == every - 1:
+    for step, _ in enumerate(loader, 1):
+        if step * BATCH * POINTS // samples > (step - 1) * BATCH * POINTS // samples:
             (worker,) = set(multiprocessing.active_children()) - before
-            curve.append(((step + 1) * BATCH, _private(worker.pid)))
+            curve.append(Point(step * BATCH, _private(worker.pid)))
+            print(f"{count:,} shards, {curve[-1].seen:,} samples: {curve[-1].mib:.1f} MiB", flush=True)
     return curve
 
 
@@ -69,7 +63,7 @@ def _private(pid: int | None) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
 
-def _slope(curve: Curve) -> float:
+def _slope(curve: list[Point]) -> float:
     """MiB per 100,000 samples over the second half: the first fills the caches, which are bounded."""
     seen, mib = np.array(curve[len(curve) // 2 :]).T
     return float(np.polyfit(seen / 100_000, mib, 1)[0])
