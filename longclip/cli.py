@@ -79,6 +79,9 @@ def _sidecar_command(commands: Any) -> None:
     sidecar.add_argument("--columns", nargs="+", help="which to take; default: all")
     sidecar.add_argument("--labels", nargs="+", default=[], help="columns of words that are no captions")
     sidecar.add_argument(
+        "--neighbours", nargs="+", default=[], help="columns of lists of keys; they become labels of groups"
+    )
+    sidecar.add_argument(
         "--splitter", default="syntok", choices=["syntok", "dreamlip"], help="finds sentences"
     )
     sidecar.add_argument("--workers", type=int, default=1, help="processes that tokenise; default: 1")
@@ -134,17 +137,22 @@ def _shards(options: argparse.Namespace) -> None:
         print(describe(seen, options.samples_per_shard), flush=True)
     if options.dry_run:
         return
-    with progress.shown() as step:
-        report = convert(
-            source,
-            options.out,
-            tokenizer=tokenizer,
-            samples_per_shard=options.samples_per_shard,
-            splitter=options.splitter,
-            max_faults=options.max_faults,
-            workers=workers,
-            progress=step,
-        )
+    try:
+        with progress.shown() as step:
+            report = convert(
+                source,
+                options.out,
+                tokenizer=tokenizer,
+                samples_per_shard=options.samples_per_shard,
+                splitter=options.splitter,
+                max_faults=options.max_faults,
+                workers=workers,
+                progress=step,
+            )
+    except KeyboardInterrupt:
+        raise UserError(
+            "interrupted; run the same command again to go on: finished shards are kept"
+        ) from None
     print(report)
     print(f"next: python train.py data=shards data.root={options.out} benchmark=shards name=NAME")
 
@@ -181,6 +189,7 @@ def _sidecar(options: argparse.Namespace) -> None:
         key=options.key,
         columns=options.columns,
         labels=options.labels,
+        neighbours=options.neighbours,
         splitter=options.splitter,
         processes=options.workers,
     )

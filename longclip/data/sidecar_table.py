@@ -9,7 +9,7 @@ where a value is a list of numbers; captions, where it is a text, a list of text
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +62,14 @@ def _arrays(source: Path) -> Iterator[Row]:
 
 
 def kinds_of(
-    source: Path, rows: Sequence[Row], key: str, columns: Collection[str] | None, labels: Collection[str]
+    source: Path, rows: Sequence[Row], key: str, columns: Collection[str] | None, given: Mapping[str, str]
 ) -> dict[str, str]:
-    """The kind of each column, told from the first rows. The texts of shards' meta are labels: their "
-    "captions are in the shards."""
+    """The kind of each column: as the user gave it, or told from the first rows.
+
+    The texts of shards' meta are labels: their captions are in the shards.
+    """
     names = list(dict.fromkeys(name for _, fields in rows for name in fields if name != key))
-    absent = sorted({*(columns or ()), *labels} - set(names))
+    absent = sorted({*(columns or ()), *given} - set(names))
     if absent:
         raise UserError(f"{source} has no column {', '.join(absent)}; it has {', '.join([key, *names])}")
     kinds = {}
@@ -78,7 +80,7 @@ def kinds_of(
                 "or leave it out with --columns"
             )
         values = [fields[name] for _, fields in rows if not missing(fields.get(name))]
-        kinds[name] = "label" if name in labels else _kind(values, texts_are_labels=source.is_dir())
+        kinds[name] = given.get(name) or _kind(values, texts_are_labels=source.is_dir())
     if not kinds:
         raise UserError(f"{source} has no column beside its key {key!r}: there is nothing to write")
     return kinds

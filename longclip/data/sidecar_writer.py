@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..sentences import parse, texts_of
 from ..tokens import Tokenizer
 from ..types import Caption, UserError
-from .sidecar import VERSION, digests, label_of
+from .sidecar import VERSION, digests, find, label_of
 from .sidecar_table import PROBE, Row, kinds_of, missing, read
 
 SLAB = 20_000  # rows in memory at once
@@ -82,6 +83,9 @@ class Encoder:
             raise ValueError(f"{found.ndim} dimensions instead of 1")
         return found.tobytes()
 
+    def neighbours(self, value: Any) -> bytes:
+        return digests(map(str, value or ())).tobytes()
+
     def captions(self, value: Any) -> bytes:
         items = value if isinstance(value, list) else [] if missing(value) else [value]
         pairs = [(i["text"], i.get("score")) if isinstance(i, dict) else (i, None) for i in items]
@@ -94,6 +98,7 @@ ENCODE: dict[str, Callable[[Encoder, Any], bytes]] = {
     "number": Encoder.number,
     "label": Encoder.label,
     "vector": Encoder.vector,
+    "neighbours": Encoder.neighbours,
     "captions": Encoder.captions,
 }
 FIXED = {"number": np.dtype(np.float64), "label": np.dtype(np.int64)}
@@ -107,6 +112,7 @@ def write_sidecar(
     key: str = "key",
     columns: Collection[str] | None = None,
     labels: Collection[str] = (),
+    neighbours: Collection[str] = (),
     splitter: str = "syntok",
     processes: int = 1,
 ) -> SidecarReport:
@@ -119,6 +125,8 @@ def write_sidecar(
         key: column of the samples' keys.
         columns: which to take; None: all.
         labels: columns whose texts are labels, not captions.
+        neighbours: columns that list the keys of each sample's near neighbours; they become labels of groups,
+            see `_groups`.
         splitter: finds the sentences of captions.
         processes: that split and tokenise captions.
 
@@ -132,7 +140,8 @@ def write_sidecar(
     first = list(islice(rows, PROBE))
     if not first:
         raise UserError(f"{source} has no rows: there is nothing to write")
-    kinds = kinds_of(source, first, key, columns, labels)
+    given = dict.fromkeys(labels, "label") | dict.fromkeys(neighbours, "neighbours")
+    kinds = kinds_of(source, first, key, columns, given)
     encoder = Encoder(source.name, key, kinds, tokenizer, splitter)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -145,7 +154,7 @@ def write_sidecar(
         "source": source.name,
         "example": str(first[0][1][key]),
         "tokenizer": tokenizer.name_hash,
-        "columns": kinds,
+        "columns": {name: "label" if kind == "neighbours" else kind for name, kind in kinds.items()},
     }
     (partial / "sidecar.json").write_text(json.dumps(described, indent=1) + "\n")
     partial.rename(out)
@@ -153,8 +162,7 @@ def write_sidecar(
 
 
 def _append(rows: Iterable[Row], encoder: Encoder, folder: Path, processes: int) -> dict[str, int]:
-    """All rows in the order they come: NAME.raw, and the size of each where sizes differ. Counts what is "
-    "missing."""
+    """All rows as they come: NAME.raw end to end, and NAME.sizes; returns how many cells are empty."""
     nothing = [b"", *(ENCODE[kind](encoder, None) for kind in encoder.kinds.values())]
     absent = dict.fromkeys(encoder.kinds, 0)
     with ExitStack() as stack:
@@ -192,14 +200,37 @@ def _sort(folder: Path, encoder: Encoder) -> int:
         raw = folder / f"{name}.raw"
         if kind in FIXED:
             np.save(folder / f"{name}.npy", np.fromfile(raw, FIXED[kind])[order])
+            continue
+        ends = np.cumsum(np.fromfile(folder / f"{name}.sizes", np.int64))
+        spans = np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1)[order]
+        if kind == "neighbours":
+            near = find(keys, np.fromfile(raw, np.uint64).reshape(-1, 2))
+            np.save(folder / f"{name}.npy", _groups(near, spans // keys.itemsize // 2))
         else:
-            ends = np.cumsum(np.fromfile(folder / f"{name}.sizes", np.int64))
-            starts = np.concatenate([[0], ends[:-1]])
-            np.save(folder / f"{name}.spans.npy", np.stack([starts, ends], axis=1)[order])
+            np.save(folder / f"{name}.spans.npy", spans)
             raw.rename(folder / f"{name}.bin")
     for left in chain(folder.glob("*.raw"), folder.glob("*.sizes")):
         left.unlink()
     return len(keys)
+
+
+def _groups(near: NDArray[np.int32], spans: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Disjoint groups of near neighbours: row by row, one without a group takes its free neighbours into one.
+
+    Args:
+        near: rows of neighbours, -1 where unknown; `near[start:stop]` are those of a row.
+        spans: (start, stop) of each row.
+
+    Returns the group of each row: the row that founded it. Rows lie in the order of hashes, so the founders
+    are drawn at random.
+    """
+    groups = np.full(len(spans), -1, np.int64)
+    for row, (start, stop) in enumerate(spans):
+        if groups[row] < 0:
+            known = near[start:stop][near[start:stop] >= 0]
+            groups[known[groups[known] < 0]] = row
+            groups[row] = row
+    return groups
 
 
 def _stored(captions: Sequence[Caption], scores: Sequence[float | None]) -> bytes:

@@ -225,6 +225,22 @@ def test_labels_are_whole_numbers_or_words(tmp_path: Path, data: Dataset, tokeni
         numbers.labels("score")
 
 
+def test_near_neighbours_become_groups(tmp_path: Path, data: Dataset, tokenizer: Tokenizer) -> None:
+    """Every sample in one group, and only with one that lists it or that it lists, through the founder."""
+    near = {n: [f"k{(n + step) % COUNT}" for step in (1, 2, 3)] for n in range(COUNT)}
+    rows = [{"key": f"k{n}", "near": [*near[n], "nobody"] if n else None} for n in range(COUNT)]
+    joined = Joined(data, Join([store(tmp_path, tokenizer, rows, neighbours=["near"])]))
+    groups = joined.labels("near")
+    assert (groups >= 0).all()
+    keys_of_rows = np.argsort(joined.rows[0])
+    for label, size in Counter(groups.tolist()).items():
+        members = {f"k{n}" for n in np.flatnonzero(groups == label)}
+        founder = int(keys_of_rows[label])
+        assert members <= {f"k{founder}", *near[founder]}
+        assert size <= 4
+    assert max(Counter(groups.tolist()).values()) == 4
+
+
 # ---------------------------------------------------------------- mistakes
 
 
