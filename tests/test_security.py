@@ -4,6 +4,7 @@
 """
 
 import ast
+import hashlib
 import io
 import json
 import os
@@ -20,6 +21,7 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 from PIL import Image
+from test_preview import Page
 
 from conf import launch
 from longclip import models
@@ -35,6 +37,8 @@ from longclip.data.plan import Plan
 from longclip.data.scenes import default_tokenizer
 from longclip.data.sidecar import Store
 from longclip.data.storage import Storage
+from longclip.data.streaming import Tars
+from longclip.data.tape import Members, samples
 from longclip.preview import preview
 from longclip.towers import formats
 from longclip.towers.pretrained import build
@@ -118,6 +122,31 @@ def test_pipe_addresses_run_nothing(marker, tokenizer):
             data.setup("fit")
 
 
+@pytest.mark.parametrize("urls", ["pipe:touch {}", ["{{0..1}}.tar", "pipe:touch {}"], "pipe:{{touch,}} {}"])
+def test_streams_run_nothing(marker, urls):
+    told = [url.format(marker) for url in ([urls] if isinstance(urls, str) else urls)]
+    with pytest.raises(UserError, match="pipe"):
+        list(samples(told[-1], Storage()))
+    with pytest.raises(UserError):
+        Tars(told, captions={"raw": "txt"}).expanded  # noqa: B018 - a property that reads
+
+
+def test_a_stream_takes_plain_members_only(tmp_path, marker):
+    payload = pickle.dumps(Bomb(marker))
+    tar = tar_of(
+        tmp_path / "s.tar",
+        ("a.png", png()),
+        ("a.pyd", payload),
+        ("a.json", NESTED),
+        (link("b.png", "/etc/passwd"), b""),
+        (link("b.txt", "a.json", tarfile.LNKTYPE), b""),
+        ("../../c.png", png()),
+    )
+    found = [item for item in samples(str(tar), Storage()) if isinstance(item, Members)]
+    assert [sorted(item.members) for item in found if item.key == "b"] in ([], [[]])
+    assert {item.key for item in found} >= {"a"}
+
+
 def test_a_shard_list_names_shards_and_nothing_else(tmp_path):
     shards.write([record()], tmp_path / "train")
     listed = json.loads((tmp_path / "train" / "shards.json").read_text())
@@ -152,8 +181,6 @@ def _index_again(folder):
     index, listed = json.loads(path.read_text()), json.loads((folder / "shards.json").read_text())
     content = tar.read_bytes()
     end = len(content.rstrip(b"\0")) + 511 & ~511
-    import hashlib
-
     new = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     index |= new | {"sizes": [end], "crcs": [zlib.crc32(content[:end])]}
     listed["shards"][0] |= new
@@ -490,8 +517,6 @@ def test_captions_sources_keys_and_names_are_inert_in_the_page(tmp_path, tokeniz
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
     out = tmp_path / "p.html"
     preview(str(folder), str(tmp_path / "r.yaml"), out, architecture="ViT-scenes")
-    from test_preview import Page
-
     page = Page(out)
     assert not [tag for tag, _ in page.tags if tag in ("script", "iframe", "object", "b") and tag != "b"]
     names = {name for _, attributes in page.tags for name in attributes}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -24,7 +23,7 @@ from torch import Tensor
 from ..captions import Groups
 from ..data.corpus import Corpus
 from ..data.images import Augment
-from ..data.loading import picture
+from ..data.loading import picture, view
 from ..types import Box, Record, Sentence, Text, UserError
 from .recipe import Recipe
 
@@ -100,7 +99,7 @@ def sample(data: Corpus, index: int, recipe: Recipe, groups: Groups, moment: Mom
     return Shown(
         record.key,
         str(data.shard(index)),
-        [_picture(image_CHW, *view, numbers) for view in _views(recipe, record.key, moment.epoch)],
+        [_picture(image_CHW, *one, numbers) for one in _views(recipe, record.key, moment.epoch)],
         _slots(groups, texts, numbers),
         [_told(caption.source, caption.text, caption.sentences, numbers) for caption in record.captions],
     )
@@ -128,17 +127,14 @@ def counts(data: Corpus, indexes: Sequence[int], groups: Groups, moment: Moment,
 def _views(recipe: Recipe, key: str, epoch: int) -> list[tuple[str, View, View]]:
     """Title, what happens to the image, and the same without the colours: where its pixels go."""
 
-    def drawn(augment: Augment) -> View:
-        def view(image_CHW: Tensor) -> Tensor:
-            rng = random.Random(f"{recipe.seed}/{epoch}/{key}")  # as `data.loading.Samples` does
-            return augment(image_CHW, recipe.transform.size, rng, recipe.transform.interpolation)
+    def shown(augment: Augment | None) -> View:
+        words = f"{recipe.seed}/{epoch}/{key}"  # as `data.loading.Samples` seeds them
+        return lambda image_CHW: view(image_CHW, recipe.transform, augment, words)
 
-        return view
-
-    views: list[tuple[str, View, View]] = [("judging", recipe.transform, recipe.transform)]
+    views: list[tuple[str, View, View]] = [("judging", shown(None), shown(None))]
     if recipe.augment is not None:
         still = dataclasses.replace(recipe.augment, jitter=0.0)
-        views.append(("training, augmented", drawn(recipe.augment), drawn(still)))
+        views.append(("training, augmented", shown(recipe.augment), shown(still)))
     return views
 
 
@@ -149,8 +145,8 @@ def _numbered(record: Record, texts: Sequence[Text | None]) -> dict[Box, int]:
     return {box: number for number, box in enumerate(dict.fromkeys(b for b in boxes if b), 1)}
 
 
-def _picture(image_CHW: Tensor, title: str, view: View, moved: View, numbers: dict[Box, int]) -> Picture:
-    pixels_HWC = view(image_CHW).permute(1, 2, 0).numpy()
+def _picture(image_CHW: Tensor, title: str, shown: View, moved: View, numbers: dict[Box, int]) -> Picture:
+    pixels_HWC = shown(image_CHW).permute(1, 2, 0).numpy()
     written = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels_HWC)).save(written, "PNG")
     if not numbers:
@@ -160,13 +156,13 @@ def _picture(image_CHW: Tensor, title: str, view: View, moved: View, numbers: di
     return Picture(title, written.getvalue(), {number: box for number, box in boxes.items() if box})
 
 
-def _origins(image_CHW: Tensor, view: View) -> Tensor:
+def _origins(image_CHW: Tensor, moved: View) -> Tensor:
     """[3, size, size]: column and row that each pixel comes from, in 255ths, and 255 where none is padded."""
     height, width = image_CHW.shape[1:]
     marked_CHW = torch.full((3, height, width), 255, dtype=torch.uint8)
     marked_CHW[0] = ((torch.arange(width) + 0.5) * (255 / width)).to(torch.uint8)
     marked_CHW[1] = ((torch.arange(height) + 0.5) * (255 / height)).to(torch.uint8)[:, None]
-    return view(marked_CHW)
+    return moved(marked_CHW)
 
 
 def _carried(box: Box, origin_CHW: Tensor) -> Box | None:
