@@ -78,16 +78,16 @@ class Storage:
         """A whole file; errors as for `read`."""
         path = local_path(url)
         if path is not None:
-            return _existing(path).read_bytes()
-        system, inner = _system(url)
+            return existing(path).read_bytes()
+        system, inner = system_of(url)
         return insist(url, lambda: bytes(system.cat_file(inner)), self.retries, self.deadline)
 
     def size(self, url: str) -> int | None:
         """Bytes of a file, None where the server does not tell; errors as for `read`."""
         path = local_path(url)
         if path is not None:
-            return _existing(path).stat().st_size
-        system, inner = _system(url)
+            return existing(path).stat().st_size
+        system, inner = system_of(url)
         return insist(url, lambda: system.info(inner).get("size"), self.retries, self.deadline)
 
     def exists(self, url: str) -> bool:
@@ -99,7 +99,7 @@ class Storage:
         return True
 
     def _request(self, url: str, offset: int, length: int, seconds: float) -> bytes:
-        system, inner = _system(url)
+        system, inner = system_of(url)
 
         def attempt() -> bytes:
             content = bytes(system.cat_file(inner, start=offset, end=offset + length))
@@ -156,6 +156,14 @@ def local_path(url: str) -> Path | None:
     return None if "://" in url or "::" in url or url.startswith("pipe:") else Path(url)
 
 
+def system_of(url: str) -> tuple[Any, str]:
+    """What reads this address, and the address as it wants it."""
+    if url.startswith("pipe:"):
+        raise UserError("pipe: addresses run a program, which a list of shards may not; copy the files here")
+    system = _opened(url.rpartition("/")[0], os.getpid())
+    return system, system._strip_protocol(url)
+
+
 def join(url: str, name: str) -> str:
     """The address of a file in a folder; a query stays behind."""
     folder, mark, query = url.partition("?")
@@ -174,25 +182,18 @@ def _part(wanted: range, number: int) -> range:
 
 
 def _pread(path: Path, offset: int, length: int) -> bytes:
-    descriptor = os.open(_existing(path), os.O_RDONLY)
+    descriptor = os.open(existing(path), os.O_RDONLY)
     try:
         return os.pread(descriptor, length, offset)
     finally:
         os.close(descriptor)
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
+    """The path, or `Missing` where there is no such file."""
     if not path.is_file():
         raise Missing(f"{path} does not exist")
     return path
-
-
-def _system(url: str) -> tuple[Any, str]:
-    """What reads this address, and the address as it wants it."""
-    if url.startswith("pipe:"):
-        raise UserError("pipe: addresses run a program, which a list of shards may not; copy the files here")
-    system = _opened(url.rpartition("/")[0], os.getpid())
-    return system, system._strip_protocol(url)
 
 
 @lru_cache(maxsize=64)
