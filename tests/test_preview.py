@@ -7,12 +7,14 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import hydra
 import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
 
+from conf import launch
 from longclip.captions import Groups, Sentences, Whole
 from longclip.cli import main
 from longclip.data import shards
@@ -29,7 +31,8 @@ from longclip.preview.page import Spelling, pads, pieces
 from longclip.preview.summary import shares
 from longclip.types import Caption, Record, Sentence, UserError
 
-RECIPES = sorted(path.stem for path in (Path(__file__).parents[1] / "conf" / "recipe").glob("*.yaml"))
+CONF = Path(__file__).resolve().parents[1] / "conf"
+RECIPES = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
 
 
 class Page(HTMLParser):
@@ -180,9 +183,11 @@ def test_what_the_model_does_not_see_is_struck_out_and_counted(tmp_path, tokeniz
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_can_be_shown(name):
     chosen = recipe.read(name)
-    config = yaml.safe_load((Path("conf/recipe") / f"{name}.yaml").read_text())
-    assert list(chosen.policies) == list(config["recipe"]["captions"])
-    assert chosen.context_length == config.get("model", {}).get("backbone", {}).get("context_length", 248)
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose("train", overrides=[f"recipe={name}"])
+    policies = launch.instantiate(config.recipe.captions)  # as train.py reads it
+    assert chosen.policies == policies
+    assert chosen.context_length == config.model.backbone.context_length
 
 
 def test_a_run_brings_its_model_seed_and_augmentation(tmp_path):
@@ -201,6 +206,12 @@ def test_a_run_brings_its_model_seed_and_augmentation(tmp_path):
     config["data"]["augment"] = None
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     assert recipe.read(str(tmp_path / "config.yaml")).augment is None
+
+
+def test_numbers_are_read_as_hydra_reads_them(tmp_path):
+    text = "recipe: {captions: {a: {_target_: longclip.captions.Likely, temperature: 1e-3}}}"
+    (tmp_path / "r.yaml").write_text(text)
+    assert recipe.read(str(tmp_path / "r.yaml")).policies["a"].temperature == 0.001
 
 
 def recipe_file(folder, captions):

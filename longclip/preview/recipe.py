@@ -8,6 +8,7 @@ A YAML file is data: its `_target_`s may name policies, augmentation and side-ca
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +39,15 @@ class Recipe(NamedTuple):
     context_length: int
     seed: int
     sidecar: Join
+
+
+class _Loader(yaml.SafeLoader):
+    """Numbers as Hydra reads them: 1e-9 is one, which YAML 1.1 takes for a text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d[\d_]*(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 def read(name: str, architecture: str | None = None) -> Recipe:
@@ -89,7 +99,7 @@ def _find(name: str) -> Path:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is no readable YAML: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(found, dict):
