@@ -7,14 +7,15 @@ the number of workers, nor on how often the conversion was killed and begun agai
 
 from __future__ import annotations
 
+import errno
+import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from ..tokens import Tokenizer
 from ..types import UserError
-from .index import dump
 from .journal import NAME, Journal, resume
 from .keys import Keys
 from .layouts.source import Entry, Fault, Source
@@ -95,7 +96,7 @@ def convert(
         "tokenizer (--model)": tokenizer.name_hash,
     }
     journal = resume(out, identity)
-    with ExitStack() as stack:
+    with _room(out), ExitStack() as stack:
         writing = _Writing(out, journal, stack, samples_per_shard, max_faults)
         for entry, found in ordered_map(job, writing.wanted(source), workers):
             writing.take(entry, found)
@@ -109,6 +110,20 @@ def convert(
         dict(journal.notes.most_common()),
         dict(sorted(journal.lengths.items())),
     )
+
+
+@contextmanager
+def _room(out: Path) -> Iterator[None]:
+    """A full disk is said in a sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"the disk of {out} is full ({error.strerror}); make room and run the same command again: "
+            "finished shards are kept"
+        ) from error
 
 
 class _Writing:
@@ -183,8 +198,8 @@ class _Writing:
 
     def _log(self, fault: Fault, lost: str) -> None:
         self.journal.reasons[fault.reason] += 1
-        line = dump(fault._asdict() | {"lost": lost}).decode(errors="replace")
-        self.errors.write(line.encode() + b"\n")
+        line = json.dumps(fault._asdict() | {"lost": lost}, ensure_ascii=False)
+        self.errors.write(line.encode(errors="replace") + b"\n")  # names in a tar may be no UTF-8
 
     def _write(self, entry: Entry, found: Prepared) -> None:
         writer = self._writer(entry.split)

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..types import UserError
 from .index import UNFINISHED, dump
@@ -72,7 +73,7 @@ def resume(out: Path, identity: Mapping[str, str]) -> Journal:
     return Journal(**values)
 
 
-def _loaded(path: Path) -> dict:  # type: ignore[type-arg]
+def _loaded(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_bytes())
         if values.pop("version") != VERSION:

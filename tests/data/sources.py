@@ -86,7 +86,7 @@ def webdataset(path: Path, rows: list[dict[str, object]], prefix: str = "0000000
         key = f"{prefix}{number:02d}"
         members += [
             (f"{key}.jpg", IMAGES[number]),
-            (f"{key}.txt", str(row.get("caption") or "").encode()),
+            (f"{key}.txt", str(row.get("caption") or "").encode(errors="replace")),
             (f"{key}.json", json.dumps({"key": key, "status": "success", **row}).encode()),
         ]
     (path.parent / f"{path.stem}_stats.json").write_text('{"successes": 8}')

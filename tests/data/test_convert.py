@@ -1,5 +1,6 @@
 """Conversion: deterministic, complete, resumable, and whatever is left out is named."""
 
+import errno
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import open_clip
 import pytest
 import webdataset
-from sources import IMAGES, KEPT, TEXTS, encoded, save_images, save_lines
+from sources import IMAGES, KEPT, TEXTS, encoded, save_images, save_lines, save_tar
 from sources import webdataset as save_webdataset
 
 from longclip import cli
@@ -324,6 +325,39 @@ def test_a_key_may_not_be_in_two_splits(tmp_path: Path, tokenizer: Tokenizer) ->
     rows = [{"image": "0.jpg", "captions": ["x"], "split": split} for split in ("train", "test")]
     save_lines(tmp_path / "in" / "captions.jsonl", rows)
     assert run(tmp_path / "in", tmp_path / "out", tokenizer, max_faults=1.0).faults == {"key comes twice": 1}
+
+
+def test_text_that_is_no_unicode_passes_without_harm(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    caption = "A dog that is long enough to be kept in spite of one broken \ud83d character in its text."
+    rows = [{"caption": caption, "url": "\udc80"}]
+    save_webdataset(tmp_path / "0.tar", rows)
+    members = [(f"\udcff{kind}", b"x" if kind == ".txt" else IMAGES[0]) for kind in (".jpg", ".txt", "2.jpg")]
+    save_tar(tmp_path / "1.tar", members)
+    found = Source(str(tmp_path / "?.tar"), load("img2dataset"))
+    report = convert(found, tmp_path / "out", tokenizer=tokenizer, max_faults=1.0)
+    assert report.faults == {"no captions": 1}
+    kept = [Dataset(tmp_path / "out" / "train").record(index) for index in range(2)]
+    assert "broken \N{REPLACEMENT CHARACTER} character" in kept[0].captions[0].text
+    assert [record.meta for record in kept] == [{"image": "000000000", "url": "?"}, {"image": "?"}]
+
+
+def test_a_full_disk_is_said_and_the_next_run_goes_on(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, calls = source(tmp_path / "in", good=40), []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 12:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(UserError, match=r"the disk of .* is full .* finished shards are kept"):
+            run(folder, tmp_path / "out", tokenizer)
+    run(folder, tmp_path / "out", tokenizer)
+    run(folder, tmp_path / "whole", tokenizer)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import tarfile
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +18,9 @@ import webdataset
 
 from longclip.captions import parse
 from longclip.data.dataset import Dataset
-from longclip.data.index import digests, read_index
-from longclip.data.shards import write
+from longclip.data.index import digests, parse_list, read_index
+from longclip.data.keys import Keys
+from longclip.data.shards import Writer, write
 from longclip.tokens import Tokenizer
 from longclip.types import Caption, Record, Sentence, UserError
 
@@ -253,3 +255,81 @@ def test_interrupted_writing_starts_afresh_and_finished_shards_are_kept(
     with pytest.raises(UserError, match="already holds finished shards"):
         write(records, tmp_path)
     assert len(Dataset(tmp_path)) == 1
+
+
+def test_the_index_tells_the_longest_caption_of_each_sample(
+    tmp_path: Path, folder: Path, records: list[Record]
+) -> None:
+    expected = [max(2 + sum(len(s.ids) for s in c.sentences) for c in r.captions) for r in records]
+    tars = sorted(folder.glob("*.tar"))
+    assert [length for tar in tars for length in read_index(tar).lengths] == expected
+    write(records, tmp_path / "bare")
+    assert read_index(tmp_path / "bare" / "000000.tar").lengths == [0] * 7
+
+
+def test_the_list_of_shards_agrees_with_their_indexes(folder: Path) -> None:
+    listed = parse_list((folder / "shards.json").read_bytes(), "shards.json")
+    indexes = [read_index(folder / shard.name) for shard in listed]
+    assert [shard.name for shard in listed] == ["000000.tar", "000001.tar", "000002.tar"]
+    assert [shard[1:] for shard in listed] == [(i.samples, i.captions, i.bytes, i.sha256) for i in indexes]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 3}, "has version 3, this longclip reads 1"),
+        ({"samples": 6}, "samples do not add up"),
+        ({"shards": 5}, "is no list of shards"),
+        ({"shards": [{"name": "x"}]}, "is no list of shards"),
+        (
+            {"shards": [{"name": "../0.tar", "samples": 7, "captions": 1, "bytes": 1, "sha256": ""}]},
+            "NNNNNN.tar",
+        ),
+    ],
+)
+def test_a_wrong_list_is_refused(folder: Path, change: dict[str, object], message: str) -> None:
+    described = json.loads((folder / "shards.json").read_text())
+    with pytest.raises(UserError, match=message):
+        parse_list(json.dumps(described | change).encode(), "shards.json")
+    with pytest.raises(UserError, match="is no list of shards"):
+        parse_list(b"[" * 100_000, "shards.json")
+
+
+def _interrupted(records: list[Record]) -> Iterator[Record]:
+    yield from records
+    raise KeyboardInterrupt
+
+
+def test_a_writer_goes_on_behind_the_shards_that_it_keeps(
+    tmp_path: Path, folder: Path, records: list[Record], tokenizer: Tokenizer
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write(_interrupted(records[:5]), tmp_path, 3, tokenizer.name_hash)
+    with Writer(tmp_path, 3, tokenizer.name_hash, kept=1) as writer:
+        with pytest.raises(UserError, match="comes twice"):
+            writer.add(records[0])
+        for found in records[3:]:
+            writer.add(found)
+    assert writer.report[:3] == (7, 3, 14)
+    for path in folder.iterdir():
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes()
+
+
+def test_a_torn_shard_is_not_kept(tmp_path: Path, records: list[Record]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write(_interrupted(records[:5]), tmp_path, 3)
+    _cut(tmp_path / "000000.tar")
+    with pytest.raises(UserError, match="its index says"):
+        Writer(tmp_path, 3, kept=1)
+
+
+def test_keys_are_exact_and_on_disk(tmp_path: Path) -> None:
+    keys = Keys(tmp_path / "keys")
+    tracemalloc.start()
+    assert all(keys.add(f"key {number}") for number in range(50_000))
+    assert tracemalloc.get_traced_memory()[1] < 100_000, "bytes of Python objects"
+    tracemalloc.stop()
+    assert not keys.add("key 7")
+    assert ("key 49999" in keys, "key 50000" in keys, "KEY 7" in keys) == (True, False, False)
+    keys.close()
+    assert list(tmp_path.iterdir()) == []

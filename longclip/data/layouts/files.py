@@ -85,7 +85,10 @@ class Folder:
 
     def find(self, name: str) -> Place | None:
         path = self.root / _inside(name)
-        if not path.is_file():
+        try:
+            if not path.is_file():
+                return None
+        except OSError:  # such as a name longer than names can be
             return None
         if not self.follow_links and not _below(os.path.realpath(path), self._real):
             raise Unusable(

@@ -204,7 +204,8 @@ def find(fields: Mapping[str, Any], path: str) -> Any:
     value: Any = fields
     for name, place, key, wanted in _STEP.findall(path):
         if key:
-            value = [item for item in value or [] if isinstance(item, dict) and str(item.get(key)) == wanted]
+            items = value if isinstance(value, list) else []
+            value = [item for item in items if isinstance(item, dict) and str(item.get(key)) == wanted]
         elif place:
             value = value[int(place)] if isinstance(value, list) and int(place) < len(value) else None
         elif isinstance(value, list):
@@ -236,7 +237,10 @@ def texts_in(value: object) -> list[str]:
 def _listed(value: object) -> list[tuple[str, str]]:
     """A plain string is refused: where a list is meant it would become letters."""
     if isinstance(value, dict):
-        return [(str(source), text) for source, texts in value.items() for text in texts_in(texts)]
+        odd = [source for source in value if not (source.isprintable() and 0 < len(source) <= 64)]
+        if odd:
+            raise Unusable("caption source is no plain name", f"{odd[0]!r:.80}")
+        return [(source, text) for source, texts in value.items() for text in texts_in(texts)]
     if not isinstance(value, list):
         raise Unusable("captions are no list of texts", f"{value!r:.80}")
     return [("caption", text) for text in texts_in(value)]

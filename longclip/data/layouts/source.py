@@ -18,7 +18,7 @@ from ...types import UserError
 from . import samples
 from .files import Files, Folder, Place, Unusable
 from .listings import Listing, discover, opened
-from .mapping import PLAIN, Layout, first
+from .mapping import PLAIN, Layout, first, plain
 from .rows import BadRow, reader
 
 LONGEST_KEY = 90  # bytes: a tar header holds names of 100
@@ -104,7 +104,7 @@ class Source:
                 raise Unusable("image is missing", f"{found.where} names {name}")
             split = self._split(number, name, found)
             captions = self.layout.captions_of(found.fields)
-            meta = {"image": name} | self.layout.meta_of(found.fields)
+            meta = {"image": plain(name)} | self.layout.meta_of(found.fields)
             return Entry(number, found.where, split, key, image, captions, meta)
         except Unusable as error:
             return Fault(number, found.where, key, error.reason, error.detail)
@@ -137,7 +137,7 @@ class Source:
 
     def _key(self, name: str, found: _Found) -> str:
         value = first(found.fields, self.layout.key)
-        if value is None:
+        if value is None or value == "":
             return key_of(name, whole=found.image is not None)
         if not isinstance(value, str | int):
             raise Unusable("key is no text", f"{value!r:.80}")
