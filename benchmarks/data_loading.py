@@ -41,7 +41,7 @@ def rows(quick: bool, folder: Path) -> list[Row]:
     found = []
     for workers, least in ((0, None), (2, 2.0)):
         for several in (False, True):
-            jobs = {
+            jobs: dict[str, Iterable[Any]] = {
                 "ours": our_loader(folder, tokenizer, batch, batch * batches, workers, several),
                 "theirs": _theirs(folder, batch, workers, several),
             }

@@ -19,7 +19,7 @@ from .data_loading import CONTEXT, our_loader
 from .data_synthetic import photo, shards
 from .measures import Row, at_most
 
-BATCH = 250
+BATCH = 100
 POINTS = 20  # of the curve
 SIZE = 8
 
@@ -32,7 +32,7 @@ class Point(NamedTuple):
 
 
 def rows(quick: bool, folder: Path) -> list[Row]:
-    samples, few, many = (5_000, 2, 20) if quick else (500_000, 100, 2_000)
+    samples, few, many = (2_000, 2, 20) if quick else (500_000, 100, 2_000)
     tokenizer = Tokenizer(SimpleTokenizer(), CONTEXT)
     on_few = _curve(folder / "few", few, many * 10, samples // 5, tokenizer)
     on_many = _curve(folder / "many", many, many * 10, samples, tokenizer)

@@ -38,9 +38,9 @@ def faster(id: str, measure: str, ours: float, baseline: float, least: float | N
     return Row(id, measure, ours, baseline, ratio, goal, None if least is None else ratio >= least)
 
 
-def at_most(id: str, measure: str, ours: float, most: float, baseline: float | None = None) -> Row:
+def at_most(id: str, measure: str, ours: float, most: float) -> Row:
     """A row of one figure that should not exceed `most`."""
-    return Row(id, measure, ours, baseline, None, f"<= {most:g}", ours <= most)
+    return Row(id, measure, ours, goal=f"<= {most:g}", met=ours <= most)
 
 
 def rates(jobs: Mapping[str, tuple[Callable[[Any], object], Sequence[Any]]], rounds: int) -> dict[str, float]:
