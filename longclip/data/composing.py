@@ -6,9 +6,9 @@ of the position alone, and the same on every process.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,57 +44,59 @@ class Pool(NamedTuple):
         return np.bincount(self.batch_N - self.batch_N[0])[self.batch_N - self.batch_N[0]]
 
 
-Arrange = Callable[[Pool], Ints]
-"""A pool -> the samples of its positions, as places in the pool: a permutation."""
+class Arrange(Protocol):
+    """A pool -> the sample of each position, as places in the pool: a permutation."""
+
+    def __call__(self, pool: Pool) -> Ints: ...
 
 
-def similar(lengths: NDArray[np.int32]) -> Arrange:
+@dataclass(frozen=True, eq=False)
+class Similar:
     """Captions of about one length share a batch; batches come in random order."""
 
-    def arrange(pool: Pool) -> Ints:
-        by_length = np.lexsort((pool.random(1), lengths[pool.samples_N]))
-        positions = np.lexsort((pool.random(2), pool.shuffled_batches()))
-        return _placed(by_length, positions)
+    lengths: NDArray[np.int32]  # tokens by sample
 
-    return arrange
+    def __call__(self, pool: Pool) -> Ints:
+        by_length = np.lexsort((pool.random(1), self.lengths[pool.samples_N]))
+        return _placed(by_length, np.lexsort((pool.random(2), pool.shuffled_batches())))
 
 
-def balanced(lengths: NDArray[np.int32]) -> Arrange:
+@dataclass(frozen=True, eq=False)
+class Balanced:
     """All batches, and all processes within one, hold about the same number of tokens.
 
-    Samples are dealt to the batches from the longest to the shortest, forth and back. Within a batch they lie
-    in van der Corput's order, of which every aligned half, quarter, ... is spread over the whole range.
+    Samples are dealt to the batches from the longest to the shortest, forth and back. Within a batch they
+    lie in van der Corput's order, of which every aligned half, quarter, ... is spread over the whole range.
     """
 
-    def arrange(pool: Pool) -> Ints:
-        by_length = np.lexsort((pool.random(1), lengths[pool.samples_N]))[::-1]
+    lengths: NDArray[np.int32]
+
+    def __call__(self, pool: Pool) -> Ints:
+        by_length = np.lexsort((pool.random(1), self.lengths[pool.samples_N]))[::-1]
         within = np.lexsort((_bit_reversed(pool.place_N()), pool.batch_N))
         rank_N = np.empty_like(within)
-        rank_N[within] = pool.place_N()  # of the place's share of a whole batch
+        rank_N[within] = pool.place_N()  # 0: the place of a batch that gets its longest caption
         share_N = (rank_N + 0.5) / pool.size_N()
         turn_N = pool.shuffled_batches() * np.where(rank_N % 2, -1, 1)
         return _placed(by_length, np.lexsort((turn_N, share_N)))
 
-    return arrange
 
+@dataclass(frozen=True, eq=False)
+class Grouped:
+    """`share` of a batch of `size` comes from one label, as far as the pool holds whole groups of it.
 
-def grouped(labels: Ints, size: int, share: float) -> Arrange:
-    """`share` of a batch of `size` comes from one label, as far as the pool holds whole ones; the rest is
-    random.
-
-    A label below 0 is none.
+    The rest is random. A label below 0 is none.
     """
-    together = max(2, round(share * size))
 
-    def arrange(pool: Pool) -> Ints:
-        label_N = labels[pool.samples_N]
-        by_label = np.lexsort((pool.random(1), label_N))
-        label_N = label_N[by_label]
-        first_N, last_N = (np.searchsorted(label_N, label_N, side) for side in ("left", "right"))
-        whole_N = np.arange(len(label_N)) - first_N < (last_N - first_N) // together * together
-        groups = by_label[whole_N & (label_N >= 0)].reshape(-1, together)
+    labels: Ints
+    size: int
+    share: float
+
+    def __call__(self, pool: Pool) -> Ints:
+        together = max(2, round(self.share * self.size))
+        groups = self._groups(pool, together)
         within = np.lexsort((pool.random(2), pool.batch_N))
-        chosen = within[(pool.place_N() < together) & (pool.size_N() == size)].reshape(-1, together)
+        chosen = within[(pool.place_N() < together) & (pool.size_N() == self.size)].reshape(-1, together)
         count = min(len(groups), len(chosen))
         groups = groups[permutation(len(groups), *pool.words, 3)][:count]
         chosen = chosen[permutation(len(chosen), *pool.words, 4)][:count]
@@ -104,7 +106,14 @@ def grouped(labels: Ints, size: int, share: float) -> Arrange:
         arranged[np.setdiff1d(within, chosen)] = rest[permutation(len(rest), *pool.words, 5)]
         return arranged
 
-    return arrange
+    def _groups(self, pool: Pool, together: int) -> Ints:
+        """The pool's samples in groups of one label, drawn anew for each pool, [groups, together]."""
+        label_N = self.labels[pool.samples_N]
+        by_label = np.lexsort((pool.random(1), label_N))
+        label_N = label_N[by_label]
+        first_N, last_N = (np.searchsorted(label_N, label_N, side) for side in ("left", "right"))
+        whole_N = np.arange(len(label_N)) - first_N < (last_N - first_N) // together * together
+        return by_label[whole_N & (label_N >= 0)].reshape(-1, together)
 
 
 def _placed(samples: Ints, positions: Ints) -> Ints:

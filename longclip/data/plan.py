@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .. import dist
 from ..types import UserError
 from .batching import Batches, Budget
-from .composing import Composed, balanced, grouped, similar
+from .composing import Arrange, Balanced, Composed, Grouped, Similar
 from .corpus import Corpus, Source
 from .mixture import Mixture, Part
 from .order import Order, Stream
@@ -74,14 +74,15 @@ class Plan:
 
     def stream(self, mixture: Mixture, corpus: Corpus) -> Stream:
         """The mixture in the order of its batches."""
+        arrange: Arrange
         if self.batches == RANDOM:
             return mixture
         if self.batches == SIMILAR:
-            arrange = similar(_lengths(corpus))
+            arrange = Similar(_lengths(corpus))
         elif self.batches == BALANCED:
-            arrange = balanced(_lengths(corpus))
+            arrange = Balanced(_lengths(corpus))
         else:
-            arrange = grouped(corpus.labels(self.batches), self.batch_size, self.share)
+            arrange = Grouped(corpus.labels(self.batches), self.batch_size, self.share)
         return Composed(mixture, arrange, self.batch_size, self.pool, self.seed)
 
     def cut(self, stream: Stream, corpus: Corpus, position: int, before: int) -> Batches:

@@ -138,13 +138,13 @@ class PrimaryComponents(Term):
             raise UserError(
                 f"Component matching keeps k={self.k} directions of {rows} images (global batch) in {width} "
                 f"dimensions, which leaves nothing out. Set the term's k below {min(rows - 1, width)}, raise "
-                "data.batch_size, or choose by variance with explained=0.9 instead of k."
+                "batch_size, or choose by variance with explained=0.9 instead of k."
             )
         if self.k == rows - 1 and not self._warned:
             self._warned = True
             warnings.warn(
                 f"Component matching with k={self.k} changes nothing: a global batch of {rows} images spans "
-                f"{rows - 1} directions. Lower the term's k or raise data.batch_size.",
+                f"{rows - 1} directions. Lower the term's k or raise batch_size.",
                 stacklevel=2,
             )
 

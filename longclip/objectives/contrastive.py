@@ -133,7 +133,7 @@ def check_contrast(images: int) -> None:
     if images < 2:
         raise UserError(
             f"A contrastive loss needs other images to contrast with, but the global batch holds {images}. "
-            "Set data.batch_size to 2 or more."
+            "Set batch_size to 2 or more."
         )
 
 

@@ -147,5 +147,5 @@ class Grouping(Term):
         if images * slots < 2:
             raise UserError(
                 "Grouping needs other captions to contrast with, but the global batch holds one. "
-                "Set data.batch_size to 2 or more."
+                "Set batch_size to 2 or more."
             )

@@ -1,10 +1,12 @@
 """Composed batches: the same samples in another order, in which a batch is of one kind."""
 
+import pickle
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from longclip.data.composing import Arrange, Composed, balanced, grouped, similar
+from longclip.data.composing import Arrange, Balanced, Composed, Grouped, Similar
 from longclip.data.order import Order
 from longclip.types import UserError
 
@@ -12,10 +14,10 @@ COUNT, SIZE, POOL = 330, 8, 10
 LENGTHS = np.random.default_rng(0).integers(5, 248, COUNT).astype(np.int32)
 LABELS = np.random.default_rng(1).integers(-1, 4, COUNT)
 ARRANGE: dict[str, Arrange] = {
-    "similar": similar(LENGTHS),
-    "balanced": balanced(LENGTHS),
-    "grouped": grouped(LABELS, SIZE, 1.0),
-    "half grouped": grouped(LABELS, SIZE, 0.5),
+    "similar": Similar(LENGTHS),
+    "balanced": Balanced(LENGTHS),
+    "grouped": Grouped(LABELS, SIZE, 1.0),
+    "half grouped": Grouped(LABELS, SIZE, 0.5),
 }
 EPOCHS = 3
 
@@ -48,6 +50,7 @@ def test_the_order_is_a_function_of_the_position(name: str) -> None:
     assert [list(composed(name).at(place)) for place in (3, 81, 700)] == [
         whole[place] for place in (3, 81, 700)
     ]
+    assert pickle.loads(pickle.dumps(composed(name))).span(0, 99).tolist() == whole[:99]
     assert composed(name, seed=1).span(0, COUNT).tolist() != whole[:COUNT]
 
 
