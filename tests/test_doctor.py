@@ -172,7 +172,7 @@ def test_the_same_image_under_another_key_is_found_by_deep_alone(write):
 
 
 def test_a_folder_without_shards_is_a_problem(tmp_path):
-    assert "holds no shards" in problem([tmp_path]).seen
+    assert "with shards in it" in problem([tmp_path]).seen
 
 
 def test_a_check_that_fails_is_a_finding():
@@ -194,6 +194,7 @@ def test_lines_are_plain_and_cannot_move_the_cursor(capsys):
     assert "[red]x[/red]\n" in printed
 
 
+Gpu = namedtuple("Gpu", "name total_memory")
 Space = namedtuple("Space", "total used free")
 
 
@@ -270,6 +271,24 @@ def test_a_gpu_that_torch_does_not_see_is_a_problem(monkeypatch):
     monkeypatch.setattr(machine, "_driver", lambda: "580.1")
     (found,) = machine.devices()
     assert (found.level, "580.1" in found.seen) == ("problem", True)
+
+
+@pytest.mark.parametrize(("bf16", "level"), [(True, "ok"), (False, "warning")])
+def test_a_gpu_is_named_with_its_memory_driver_and_bf16(monkeypatch, bf16, level):
+    import torch
+
+    fake = {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "get_device_properties": lambda number: Gpu("NVIDIA H100", 80 * 10**9),
+        "is_bf16_supported": lambda emulated: bf16,
+    }
+    for name, function in fake.items():
+        monkeypatch.setattr(torch.cuda, name, function)
+    monkeypatch.setattr(machine, "_driver", lambda: "580.1")
+    (found,) = machine.devices()
+    assert found.level == level
+    assert "cuda:0 NVIDIA H100, 80 GB, driver 580.1" in found.seen
 
 
 def test_several_gpus_want_nccl(monkeypatch):

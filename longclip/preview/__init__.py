@@ -15,6 +15,7 @@ from ..captions import Groups
 from ..data.corpus import Corpus
 from ..data.dataset import Dataset
 from ..data.joining import Joined
+from ..data.retry import shown
 from ..tokens import Tokenizer
 from ..types import UserError
 from . import look, recipe
@@ -57,13 +58,15 @@ def preview(
     counts = look.counts(data, probed, groups, moment, extra)
     spelling = Spelling(_decoder(theirs), extra, tokenizer.pad_id, chosen.context_length)
     facts = {
-        "data": f"{source}: {len(kept):,} images; captions of {len(probed):,} of them were measured",
+        "data": f"{shown(source)}: {len(kept):,} images; captions of {len(probed):,} of them were measured",
         "recipe": f"{chosen.label}, seed {chosen.seed}, epoch {moment.epoch}, progress {moment.progress:g}",
         "model": f"{chosen.architecture}: {chosen.transform.size} px, {chosen.context_length} tokens",
         "augmentation": str(chosen.augment or "none: training sees what judging sees"),
     }
     if counts.damaged:
-        facts["damaged"] = f"{counts.damaged} of them could not be read: longclip doctor --data {source}"
+        facts["damaged"] = (
+            f"{counts.damaged} of them could not be read: longclip doctor --data {shown(source)}"
+        )
     _write(out, render(samples, counts, chosen, facts, spelling))
     return f"wrote {out}: {len(samples)} of {len(kept):,} images under {chosen.label}; open it in a browser"
 
