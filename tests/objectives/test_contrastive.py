@@ -105,7 +105,7 @@ def test_accuracy_counts_ties_as_wrong(embed):
 
 
 def test_a_batch_of_one_is_refused(embed):
-    with pytest.raises(UserError, match=r"global batch holds 1.*data\.batch_size"):
+    with pytest.raises(UserError, match=r"global batch holds 1.*batch_size"):
         Contrastive("sub")(embed(images=1))
 
 
