@@ -118,8 +118,6 @@ def _doctor_command(commands: Any) -> None:
 
 
 def _shards(options: argparse.Namespace) -> None:
-    from .data import progress
-    from .data.convert import convert
     from .data.journal import NAME
     from .data.layouts import Source, load
     from .data.prepare import Prepare
@@ -127,16 +125,20 @@ def _shards(options: argparse.Namespace) -> None:
     from .data.workers import processors
     from .towers import configs
 
-    source = Source(
-        options.source, load(options.layout, options.held_out), options.images, options.follow_links
-    )
-    tokenizer = configs.tokenizer(options.model)
-    workers = options.workers or processors()
+    layout = load(options.layout, options.held_out)
+    source = Source(options.source, layout, options.images, options.follow_links)
+    tokenizer, workers = configs.tokenizer(options.model), options.workers or processors()
     if options.dry_run or not (options.out / NAME).exists():
         seen = survey(source, Prepare(tokenizer, options.splitter), workers)
         print(describe(seen, options.samples_per_shard), flush=True)
-    if options.dry_run:
-        return
+    if not options.dry_run:
+        _convert(options, source, tokenizer, workers)
+
+
+def _convert(options: argparse.Namespace, source: Any, tokenizer: Any, workers: int) -> None:
+    from .data import progress
+    from .data.convert import convert
+
     try:
         with progress.shown() as step:
             report = convert(

@@ -22,8 +22,9 @@ class Keys:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.unlink(missing_ok=True)
-        self._table = sqlite3.connect(path, isolation_level=None)
+        # No locks: nobody else opens the file, and network disks of clusters have locks that hang.
         # Nothing has to survive a crash: no journal, no waiting for the disk, one endless transaction.
+        self._table = sqlite3.connect(f"{path.resolve().as_uri()}?nolock=1", uri=True, isolation_level=None)
         for setting in ("journal_mode=OFF", "synchronous=OFF", f"cache_size=-{CACHE_KIB}"):
             self._table.execute(f"PRAGMA {setting}")
         self._table.execute("CREATE TABLE keys (key TEXT PRIMARY KEY) WITHOUT ROWID")

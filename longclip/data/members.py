@@ -13,8 +13,8 @@ from typing import Any
 
 from ..tokens import stored
 from ..types import Caption, Record, Sentence
+from .encoding import IMAGES
 from .faults import Damaged, Reason
-from .shards import IMAGES
 
 Tokenise = Callable[[str], tuple[int, ...]]
 

@@ -1,18 +1,10 @@
 """Shards: tar files that stock webdataset and open_clip read too, each with an index beside it.
 
 In: `Record`s. Out: `DIR/000000.tar`, `DIR/000000.index.json`, ..., at last `DIR/shards.json`
-(`dataset.Dataset` reads them, `index` describes what lies beside the tars). A sample's members are
-
-    KEY.jpg|png|webp  the encoded picture
-    KEY.txt           the first caption, for tools that know one caption an image
-    KEY.json          {"captions": [{"source", "text", "sentences": [[start, end], ...],
-                      "counts": [ids of each sentence], "boxes": [[l, t, r, b] | null, ...]}], "meta": {...}}
-    KEY.ids           uint16, little-endian: the ids of all sentences of all captions, end to end
-
-`ids` and `counts` are absent where the captions are not tokenised or an id exceeds 65535, `boxes`
-where no sentence has one. An index is written after its tar: a shard is whole if its index exists and
-tells the tar's size. Until a writer is closed its folder holds a file UNFINISHED, so that the first half
-of a dataset is never taken for all of it. The same records give the same bytes.
+(`dataset.Dataset` reads them, `index` describes what lies beside the tars, `encoding` what is in them).
+An index is written after its tar: a shard is whole if its index exists and tells the tar's size. Until a
+writer is closed its folder holds a file UNFINISHED, so that the first half of a dataset is never taken for
+all of it. The same records give the same bytes.
 """
 
 from __future__ import annotations
@@ -24,18 +16,15 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
-import numpy as np
 from webdataset import TarWriter
 
-from ..types import Caption, Record, UserError
+from ..types import Record, UserError
+from .encoding import check, encode, longest
 from .index import LIST, UNFINISHED, VERSION, Index, Shard, digests, dump, dump_list, index_name, read_index
 from .keys import Keys
 
-IMAGES = ("jpg", "png", "webp")
-LONGEST_KEY = 90  # bytes: a tar header holds names of 100
-ENDS = 2  # start and end token of a caption
 BUFFER = 2**20  # bytes: tarfile writes every 10 kB, which is slow on disks that are far away
 
 
@@ -98,7 +87,7 @@ class Writer:
             self._keep(self._path(number))
 
     def add(self, record: Record) -> None:
-        _check(record)
+        check(record)
         if not self._keys.add(record.key):
             raise UserError(f"sample key {record.key!r} comes twice; keys must be unique within a dataset")
         if self._shard is None:
@@ -169,9 +158,9 @@ class _OpenShard:
         )
 
     def add(self, record: Record, with_ids: bool) -> None:
-        self._tar.write({"__key__": record.key, **_members(record, with_ids)})
+        self._tar.write({"__key__": record.key, **encode(record, with_ids)})
         self.keys.append(record.key)
-        self.lengths.append(_length(record) if with_ids else 0)
+        self.lengths.append(longest(record) if with_ids else 0)
         self.ends.append(self._tar.tarstream.offset)
         self.captions += len(record.captions)
 
@@ -235,47 +224,3 @@ def _publish_bytes(content: bytes, path: Path) -> None:
     with open(f"{path}.partial", "wb") as file:
         file.write(content)
         _publish(file, path)
-
-
-def _check(record: Record) -> None:
-    key = record.key
-    if not key or not key.isprintable() or set(key) & set("./\\") or len(key.encode()) > LONGEST_KEY:
-        raise UserError(
-            f"sample key {key!r} cannot name members of a tar: "
-            f"give it 1 to {LONGEST_KEY} bytes without dots or slashes"
-        )
-    if record.extension not in IMAGES:
-        raise UserError(f"sample {key!r} has extension {record.extension!r}; shards hold {', '.join(IMAGES)}")
-    if not record.captions:
-        raise UserError(f"sample {key!r} has no caption; leave it out or give it one")
-
-
-def _members(record: Record, with_ids: bool) -> dict[str, bytes]:
-    ids = [token for caption in record.captions for sentence in caption.sentences for token in sentence.ids]
-    with_ids = with_ids and max(ids, default=0) <= 0xFFFF
-    described = {
-        "captions": [_described(caption, with_ids) for caption in record.captions],
-        "meta": record.meta,
-    }
-    members = {
-        record.extension: record.image,
-        "txt": record.captions[0].text.encode(),
-        "json": dump(described),
-    }
-    return members | ({"ids": np.asarray(ids, "<u2").tobytes()} if with_ids else {})
-
-
-def _length(record: Record) -> int:
-    """Tokens of the longest caption, start and end token included."""
-    return max(ENDS + sum(len(sentence.ids) for sentence in caption.sentences) for caption in record.captions)
-
-
-def _described(caption: Caption, with_counts: bool) -> dict[str, Any]:
-    sentences = caption.sentences
-    described: dict[str, Any] = {"source": caption.source, "text": caption.text}
-    described["sentences"] = [[sentence.start, sentence.end] for sentence in sentences]
-    if with_counts:
-        described["counts"] = [len(sentence.ids) for sentence in sentences]
-    if any(sentence.box is not None for sentence in sentences):
-        described["boxes"] = [sentence.box for sentence in sentences]
-    return described

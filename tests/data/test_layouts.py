@@ -1,6 +1,7 @@
 """Every layout reads what its data set looks like; a new one is a YAML; no name leads out of the source."""
 
 import json
+import random
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +9,12 @@ from pathlib import Path
 import pytest
 from sources import IMAGES, KEPT, TEXTS, save_images, save_lines, save_table, save_tar, webdataset
 
+from longclip.data.encoding import LONGEST_KEY
 from longclip.data.layouts import Entry, Fault, Source, load, shipped
 from longclip.data.layouts.files import Place
 from longclip.data.layouts.mapping import find
 from longclip.data.layouts.rows import reader
-from longclip.data.layouts.source import LONGEST_KEY, key_of
+from longclip.data.layouts.source import key_of
 from longclip.types import UserError
 
 NAMES = [f"{number}.jpg" for number in range(8)]
@@ -81,6 +83,13 @@ def loose(folder: Path) -> None:
 def img2dataset(folder: Path) -> None:
     folder.mkdir()
     webdataset(folder / "00000.tar", [{"caption": "\n".join(texts(i)), "url": "u"} for i in range(8)])
+
+
+def img2dataset_files(folder: Path) -> None:
+    save_images(folder / "00000", NAMES)
+    for number in range(8):
+        (folder / "00000" / f"{number}.json").write_text(json.dumps({"caption": "\n".join(texts(number))}))
+    (folder / "00000_stats.json").write_text('{"successes": 8}')
 
 
 def sharegpt4v(folder: Path) -> None:
@@ -203,6 +212,7 @@ CASES: list[tuple[str, Callable[[Path], None], dict[str, list[str]], dict[str, l
     ("csv", table_parquet, {"caption": [DOG]}, {"caption": TWO}),
     ("folder", loose, {"caption": [DOG]}, {"caption": ["\n".join(TWO)]}),
     ("img2dataset", img2dataset, {"caption": [DOG]}, {"caption": ["\n".join(TWO)]}),
+    ("img2dataset", img2dataset_files, {"caption": [DOG]}, {"caption": ["\n".join(TWO)]}),
     ("sharegpt4v", sharegpt4v, {"sharegpt4v": [DOG]}, {"sharegpt4v": TWO}),
     ("dreamlip", dreamlip_csv, {source: [DOG] for source in LISTS}, LISTS),
     ("dreamlip", dreamlip_json, {source: [DOG] for source in LISTS}, LISTS),
@@ -465,6 +475,40 @@ def test_broken_listings_say_where(tmp_path: Path) -> None:
     (tmp_path / "x.docx").write_bytes(b"")
     with pytest.raises(UserError, match=r"x.docx is no listing that longclip reads"):
         read(tmp_path / "x.docx", "csv")
+
+
+NOISE = [
+    b"null",
+    b"[",
+    b"{",
+    b"]",
+    b"-1",
+    bytes(512),
+    b'"',
+    b"\xff\xfe",
+    b"1e999",
+    b"NaN",
+    b"\\ud800",
+    b"../",
+]
+
+
+@pytest.mark.parametrize("layout", ["jsonl", "sharegpt4v", "csv", "dreamlip", "dci", "img2dataset"])
+def test_damage_anywhere_is_a_fault_or_a_sentence(tmp_path: Path, layout: str) -> None:
+    rng = random.Random(layout)
+    next(make for name, make, *_ in CASES if name == layout)(tmp_path / "set")
+    listings = [p for p in sorted((tmp_path / "set").rglob("*")) if p.is_file() and p.suffix != ".jpg"]
+    whole = {path: path.read_bytes() for path in listings}
+    for _ in range(12):
+        path = rng.choice(listings)
+        at, count = rng.randrange(len(whole[path])), rng.choice([0, 0, 1, 100])
+        path.write_bytes(whole[path][:at] + rng.choice([b"", *NOISE]) + whole[path][at + count :])
+        try:
+            for found in Source(tmp_path / "set", load(layout)):
+                assert found.reason if isinstance(found, Fault) else found.key
+        except UserError as error:
+            assert "\n" not in str(error)
+        path.write_bytes(whole[path])
 
 
 def test_rows_of_another_width_are_faults(tmp_path: Path) -> None:

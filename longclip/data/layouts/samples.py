@@ -47,8 +47,7 @@ def of_tar(path: Path) -> Iterator[Sample | BadRow]:
 
 def of_folder(folder: Folder) -> Iterator[Sample | BadRow]:
     """The samples of a folder and all folders in it, in the order of their names."""
-    total = max(1, sum(len(files) for _, _, files in os.walk(folder.root)))
-    seen = 0
+    total, seen = max(1, count(folder.root)), 0
     for number, (stem, parts) in enumerate(_grouped(_walk(folder, "")), 1):
         seen += len(parts)
         try:

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...types import UserError
+from ..encoding import LONGEST_KEY
 from . import samples
 from .files import Files, Folder, Place, Unusable
 from .listings import Listing, discover, opened
 from .mapping import PLAIN, Layout, first, plain
 from .rows import BadRow, reader
-
-LONGEST_KEY = 90  # bytes: a tar header holds names of 100
 
 
 class Entry(NamedTuple):
