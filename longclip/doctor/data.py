@@ -28,9 +28,8 @@ def data(train: Sequence[str], benchmarks: Sequence[str], model: str, deep: bool
     for given in (*train, *benchmarks):
         inner = folders(Path(given))
         if not inner:
-            yield Finding(
-                "problem", "data", f"{given} holds no shards", "a folder", "longclip shards SRC ..."
-            )
+            seen = f"{given} is no folder on this machine with shards in it"
+            yield Finding("problem", "data", seen, "*.tar, or folders of them", "longclip shards SRC ...")
         for folder in inner:
             trains[folder] = given in train and (folder == Path(given) or folder.name.startswith("train"))
     overlap, wanted = Overlap(deep), configs.tokenizer(model).name_hash
