@@ -17,15 +17,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..types import Record, UserError
-from .joining import Joined
+from .joining import Join, Joined
 
 
 @dataclass(frozen=True)
 class Source:
-    """A source of a mixture: shards, and how often each of their samples is shown relative to the others."""
+    """A source of a mixture.
+
+    Args:
+        folder: of its shards.
+        weight: how often each of its samples is shown relative to those of the others.
+        sidecar: what to join to it; None: what is joined to all.
+    """
 
     folder: str
     weight: float = 1.0
+    sidecar: Join | None = None
 
 
 def sources(train: str | Mapping[str, Any]) -> dict[str, Source]:
@@ -40,10 +47,11 @@ def sources(train: str | Mapping[str, Any]) -> dict[str, Source]:
     found = {}
     for name, described in train.items():
         try:
-            source = Source(**described)
+            own = {"sidecar": Join(**described["sidecar"])} if described.get("sidecar") else {}
+            source = Source(**{**described, **own})
             if not (isinstance(source.folder, str) and 0 < float(source.weight) < float("inf")):
                 raise ValueError("a folder is a text, a weight a number above 0")
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, AttributeError) as error:
             raise UserError(f"source {name!r} of data.train is {described!r} ({error}); {form}") from error
         found[name] = source
     if not found:
@@ -62,6 +70,13 @@ class Corpus:
         self.names, self.parts = list(parts), list(parts.values())
         self._ends = list(accumulate(len(part) for part in self.parts))
         self.starts = [0, *self._ends[:-1]]
+        carried = {tuple(part.join.columns) for part in self.parts}
+        if len(carried) > 1:
+            listed = ", ".join(f"{name} {list(part.join.columns)}" for name, part in parts.items())
+            raise UserError(
+                f"the columns that batches carry differ between the sources ({listed}); "
+                "give each the same data.sidecar.columns"
+            )
 
     def __len__(self) -> int:
         return self._ends[-1]

@@ -85,7 +85,8 @@ class Joined:
                 raise UserError(
                     f"the side-car {store.directory} has none of the keys of {shown(data.url)} (it has such "
                     f"as {store.example!r}, the data {next(iter(data.keys()))!r}); make it with the column "
-                    "that holds them: longclip sidecar SRC --key COLUMN --out DIR"
+                    "that holds them (longclip sidecar SRC --key COLUMN --out DIR), or give each source of "
+                    "data.train its own: {folder: FOLDER, sidecar: {stores: [DIR]}}"
                 )
         self._homes = {name: n for n, store in enumerate(self.stores) for name in store.kinds}
         for name in [*join.columns, *([join.scores] if join.scores else [])]:

@@ -50,7 +50,7 @@ class DataModule(lightning.LightningDataModule):
 
     Args:
         root: what the other folders are relative to, a path or a URL.
-        train: folder of the training shards, or several by name: {NAME: {folder: ..., weight: ...}}.
+        train: folder of the training shards, or several by name: {NAME: {folder: ..., weight: ..., sidecar: ...}}.
         judge: folders of the evaluation sets, which are also their names.
         plan: how much of it is shown, in which order and batches.
         groups: caption slots of the recipe.
@@ -97,8 +97,8 @@ class DataModule(lightning.LightningDataModule):
     @cached_property
     def corpus(self) -> Corpus:
         """The training data."""
-        opened = {name: self._open(source.folder) for name, source in self.sources.items()}
-        return Corpus({name: Joined(data, self.sidecar) for name, data in opened.items()})
+        parts = self.sources.items()
+        return Corpus({name: Joined(self._open(s.folder), s.sidecar or self.sidecar) for name, s in parts})
 
     @cached_property
     def mixture(self) -> Mixture:

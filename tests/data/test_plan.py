@@ -72,6 +72,7 @@ def test_a_sources_order_does_not_depend_on_the_others(root: Path, tokenizer: To
         ({"a": {"folder": "train", "wieght": 1}}, r"unexpected keyword argument 'wieght'.*\{folder: FOLDER"),
         ({"a": {"folder": "train", "weight": 0}}, r"weight a number above 0"),
         ({"a": {"folder": "train", "weight": "much"}}, r"could not convert"),
+        ({"a": {"folder": "train", "sidecar": {"store": []}}}, r"unexpected keyword argument 'store'"),
     ],
 )
 def test_sources_that_are_none_are_one_sentence(
@@ -103,6 +104,16 @@ def test_side_cars_filter_add_captions_and_ride_along(root: Path, tokenizer: Tok
         assert (batch.lengths_BK[:, 0] == len(tokenizer.ids("a wave.")) + 2).all()
     (report,) = data.report()
     assert (report.samples, report.kept, report.joined) == (COUNT, 10, {facts: pytest.approx(18 / COUNT)})
+
+
+def test_a_source_may_have_a_side_car_of_its_own(root: Path, tokenizer: Tokenizer, facts: str) -> None:
+    own = {"stores": [facts], "filter": {"score": {"top": 0.5}}}
+    train = {"filtered": {"folder": "train", "sidecar": own}, "all": {"folder": "train"}}
+    data = module(root, tokenizer, train=train)
+    assert {report.name: report.kept for report in data.report()} == {"filtered": 9, "all": COUNT}
+    train["filtered"]["sidecar"] = own | {"columns": ["score"]}
+    with pytest.raises(UserError, match=r"differ between the sources \(filtered \['score'\], all \[\]\)"):
+        module(root, tokenizer, train=train).report()
 
 
 @pytest.mark.parametrize("batches", ["similar", "balanced", "half"])
