@@ -60,7 +60,8 @@ class Banner(Callback):
 def source_table(reports: Sequence[SourceReport]) -> Table:
     """What a run makes of each of its sources."""
     stores = list(dict.fromkeys(store for report in reports for store in report.joined))
-    table = Table("sources", "samples", "kept", "weight", "an epoch", "passes", *stores, title_justify="left")
+    joined = (f"in {store}" for store in stores)
+    table = Table("sources", "samples", "kept", "weight", "an epoch", "passes", *joined, title_justify="left")
     for report in reports:
         row = (
             report.name,
@@ -69,8 +70,8 @@ def source_table(reports: Sequence[SourceReport]) -> Table:
             f"{report.weight:g}",
             f"{report.epoch:,}",
         )
-        shares = (f"{100 * share:.1f} % joined" for share in report.joined.values())
-        table.add_row(*row, f"{report.passes:.2f}", *shares)
+        known = (f"{100 * report.joined[store]:.1f} %" if store in report.joined else "-" for store in stores)
+        table.add_row(*row, f"{report.passes:.2f}", *known)
     return table
 
 

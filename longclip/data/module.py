@@ -50,7 +50,7 @@ class DataModule(lightning.LightningDataModule):
 
     Args:
         root: what the other folders are relative to, a path or a URL.
-        train: folder of the training shards, or several by name: {NAME: {folder: ..., weight: ..., sidecar: ...}}.
+        train: folder of the training shards, or several: {NAME: {folder: ..., weight: ..., sidecar: ...}}.
         judge: folders of the evaluation sets, which are also their names.
         plan: how much of it is shown, in which order and batches.
         groups: caption slots of the recipe.

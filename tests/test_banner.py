@@ -1,0 +1,20 @@
+"""What a run says before its first step."""
+
+from rich.console import Console
+
+from longclip.banner import source_table
+from longclip.data.module import SourceReport
+
+
+def test_sources_are_shown_with_what_is_kept_shown_and_joined() -> None:
+    reports = [
+        SourceReport("cc12m", 12_000_000, 3_600_000, 1.0, 3_600_000, 2.5, {"scores": 0.987}),
+        SourceReport("docci", 9_647, 9_647, 4.0, 38_588, 10.0, {}),
+    ]
+    console = Console(width=120)
+    with console.capture() as captured:
+        console.print(source_table(reports))
+    rows = [line.split() for line in captured.get().replace("│", " ").replace("┃", " ").splitlines()]
+    assert "sources samples kept weight an epoch passes in scores".split() in rows
+    assert "cc12m 12,000,000 3,600,000 1 3,600,000 2.50 98.7 %".split() in rows
+    assert "docci 9,647 9,647 4 38,588 10.00 -".split() in rows
