@@ -48,6 +48,24 @@ def test_every_file_composes_and_resolves(group):
         OmegaConf.to_container(compose(*overrides), resolve=True)
 
 
+def test_sources_filters_and_batches_are_chosen_on_the_command_line():
+    config = compose(
+        "data=shards",
+        "data.root=somewhere",
+        "data.train={cc12m: {folder: cc12m/train, weight: 0.5}, docci: {folder: 's3://docci'}}",
+        "data.sidecar.stores=[scores]",
+        "data.sidecar.filter={score: {top: 0.3}, key: {in: uids.npy}}",
+        "data.plan.batches=balanced",
+    )
+    preprocess = {"size": 16, "resize_mode": "shortest", "interpolation": "bicubic"}
+    data = instantiate(config.data, groups=None, tokenizer=None, preprocess=preprocess)
+    assert {name: (s.folder, s.weight) for name, s in data.sources.items()} == {
+        "cc12m": ("cc12m/train", 0.5), "docci": ("s3://docci", 1.0)
+    }  # fmt: skip
+    assert data.sidecar.filter == {"score": {"top": 0.3}, "key": {"in": "uids.npy"}}
+    assert (data.plan.batches, data.plan.samples) == ("balanced", config.samples)
+
+
 @pytest.mark.parametrize("trainer", ["cpu"])
 def test_trainers_instantiate(trainer, tmp_path):
     config = compose(f"trainer={trainer}", f"runs={tmp_path}")
