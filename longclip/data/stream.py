@@ -27,7 +27,7 @@ from .images import Augment
 from .module import SourceReport, stored_batches, transform_of
 from .plan import RANDOM, Plan
 from .retry import shown
-from .storage import Storage, within
+from .storage import Storage, local_path, system_of, within
 from .streaming import Streamed, Tars, View
 from .watching import watched
 
@@ -113,6 +113,8 @@ class StreamModule(lightning.LightningDataModule):
     def train_dataloader(self) -> StreamLoader:
         """What is left of the run from `position` on."""
         self._check_streams()
+        if local_path(self.urls[0]) is None:
+            system_of(self.urls[0])  # imported once, before the workers are, and an error now if it cannot be
         if dist.rank() == 0:
             log.info("%s", self.promises())
         return StreamLoader(self._streamed(), self.workers, self._steps, self.ledger)

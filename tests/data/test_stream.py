@@ -255,14 +255,18 @@ def test_a_broken_connection_is_taken_up_where_it_broke(folder, served, whole, m
         (repeat("cut"), r"00001\.tar cannot be read: "),
     ],
 )
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_tar_that_cannot_be_had_ends_the_run(served, answers, message, workers):
+def test_a_tar_that_cannot_be_had_ends_the_run(served, answers, message):
     served.answer("00001.tar", answers)
-    storage = Storage(retries=2, deadline=0.6)
-    data = module(f"{served.url}/{{00000..00003}}.tar", storage=storage, workers=workers)
+    data = module(f"{served.url}/{{00000..00003}}.tar", storage=Storage(retries=1, deadline=3.0))
     with pytest.raises(UserError, match=message) as caught:
         list(data.train_dataloader())
     assert "\n" not in str(caught.value)
+
+
+def test_it_ends_from_a_worker_too(served):
+    served.answer("00001.tar", repeat(404))
+    with pytest.raises(UserError, match=r"^http.*00001\.tar does not exist; [^\n]*$"):
+        list(module(f"{served.url}/{{00000..00003}}.tar", workers=1).train_dataloader())
 
 
 def test_tars_without_a_sample_end_the_run(tmp_path):
