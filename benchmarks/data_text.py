@@ -8,7 +8,8 @@ sentences and reading JSON are on neither side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -26,36 +27,35 @@ CONTEXT = 248
 CHUNK = 32  # images of a batch to pack: takes about as long as open_clip needs for one
 
 Stored = tuple[bytes, list[int]]
+Job = tuple[Callable[[Any], Any], Sequence[Any]]
+"""What is timed, and on what, one after the other."""
 
 
 def rows(quick: bool) -> list[Row]:
     theirs, tokenizer = SimpleTokenizer(), Tokenizer(SimpleTokenizer(), CONTEXT)
     said = list(captions(CHUNK * (1 if quick else 8)))
     kept = [_stored(sentences, tokenizer) for sentences in said]
-    jobs: dict[str, tuple[Callable[[Any], Any], Sequence[Any]]] = {
-        "open_clip": (lambda eight: theirs(_nine(eight), CONTEXT), said),
-        "nine": (
-            lambda chunk: pack([_each(_nine(eight), tokenizer) for eight in chunk], tokenizer),
-            _chunks(said),
-        ),
-        "eight": (
-            lambda chunk: pack([_joined(_ids(eight, tokenizer)) for eight in chunk], tokenizer),
-            _chunks(said),
-        ),
-        "shards": (
-            lambda chunk: pack([_joined(stored(*sample)) for sample in chunk], tokenizer),
-            _chunks(kept),
-        ),
+    ways: dict[str, Job] = {
+        "nine": (lambda eight: [Text(ids) for ids in _ids(_nine(eight), tokenizer)], said),
+        "once": (lambda eight: _joined(_ids(eight, tokenizer)), said),
+        "shards": (lambda sample: _joined(stored(*sample, tokenizer.vocab_size)), kept),
     }
+    jobs: dict[str, Job] = {"open_clip": (lambda eight: theirs(_nine(eight), CONTEXT), said)}
+    for name, (texts, samples) in ways.items():
+        jobs[name] = (partial(_packed, texts=texts, tokenizer=tokenizer), _chunks(samples))
     found = rates(jobs, rounds=2 if quick else 20)
     base = found["open_clip"]
     what = "long caption + 8 sentences, {}, images/s on one core"
     return [
         faster("P10.nine", what.format("nine strings on line"), CHUNK * found["nine"], base, 2),
-        faster("P10.once", what.format("tokenised once on line"), CHUNK * found["eight"], base, 5),
+        faster("P10.once", what.format("tokenised once on line"), CHUNK * found["once"], base, 5),
         faster("P10.shards", what.format("from shards"), CHUNK * found["shards"], base, 100),
-        at_most("P10.ids", "images whose ids differ from open_clip's", _different(jobs), 0),
+        at_most("P10.ids", "images whose ids differ from open_clip's", _different(jobs, ways), 0),
     ]
+
+
+def _packed(chunk: Sequence[Any], texts: Callable[[Any], list[Text]], tokenizer: Tokenizer) -> Packed:
+    return pack([texts(sample) for sample in chunk], tokenizer)
 
 
 def _chunks(samples: Sequence[Any]) -> list[Sequence[Any]]:
@@ -70,10 +70,6 @@ def _ids(texts: list[str], tokenizer: Tokenizer) -> list[tuple[int, ...]]:
     return [tokenizer.ids(tokenizer.clean(text)) for text in texts]
 
 
-def _each(texts: list[str], tokenizer: Tokenizer) -> list[Text]:
-    return [Text(ids) for ids in _ids(texts, tokenizer)]
-
-
 def _joined(sentences: list[tuple[int, ...]]) -> list[Text]:
     """The long caption and its sentences."""
     return [Text(tuple(chain.from_iterable(sentences))), *map(Text, sentences)]
@@ -85,14 +81,13 @@ def _stored(sentences: list[str], tokenizer: Tokenizer) -> Stored:
     return np.fromiter(chain.from_iterable(ids), "<u2").tobytes(), [len(part) for part in ids]
 
 
-def _different(jobs: Mapping[str, tuple[Callable[[Any], Any], Sequence[Any]]]) -> int:
+def _different(jobs: Mapping[str, Job], ours: Iterable[str]) -> int:
     """Images for which one of our ways gives other ids than open_clip's."""
     job, said = jobs["open_clip"]
     expected_SL, different = torch.cat([job(eight) for eight in said]), 0
-    for name in ("nine", "eight", "shards"):
+    for name in ours:
         job, chunks = jobs[name]
-        packed: list[Packed] = [job(chunk) for chunk in chunks]
-        tables = [unpack(p.tokens_T, p.lengths_BK.flatten(), CONTEXT) for p in packed]
+        tables = [unpack(p.tokens_T, p.lengths_BK.flatten(), CONTEXT) for p in map(job, chunks)]
         differs_S = (torch.cat(tables) != expected_SL).any(1)
         different += int(differs_S.view(len(said), -1).any(1).sum())
     return different

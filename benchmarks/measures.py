@@ -66,7 +66,7 @@ def show(rows: Sequence[Row], title: str) -> None:
         table.add_row(
             row.id, row.measure, _number(row.ours), _number(row.baseline), ratio, row.goal or "", met
         )
-    Console(width=140).print(table)
+    Console(width=160).print(table)
 
 
 def save(rows: Sequence[Row], path: Path) -> None:
