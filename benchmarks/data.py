@@ -1,6 +1,6 @@
 """The data path beside open_clip's: decoding, tokenising, tar to batch, and a worker's memory.
 
-    python -m benchmarks.data                     # about ten minutes
+    python -m benchmarks.data                     # about five minutes where nothing else runs
     python -m benchmarks.data --quick             # seconds; shows that it runs, its figures mean nothing
     python -m benchmarks.data --only text images --json data.json
 

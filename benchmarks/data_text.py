@@ -38,7 +38,7 @@ def rows(quick: bool) -> list[Row]:
     ways: dict[str, Job] = {
         "nine": (lambda eight: [Text(ids) for ids in _ids(_nine(eight), tokenizer)], said),
         "once": (lambda eight: _joined(_ids(eight, tokenizer)), said),
-        "shards": (lambda sample: _joined(stored(*sample, tokenizer.vocab_size)), kept),
+        "shards": (lambda sample: _joined(stored(sample[0], sample[1], tokenizer.vocab_size)), kept),
     }
     jobs: dict[str, Job] = {"open_clip": (lambda eight: theirs(_nine(eight), CONTEXT), said)}
     for name, (texts, samples) in ways.items():
