@@ -4,10 +4,9 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 
 import open_clip
@@ -201,67 +200,72 @@ def test_an_interrupted_conversion_goes_on_to_the_same_bytes(
     assert all(path.stat().st_ino == inode for path, inode in kept.items()), "finished shards are kept"
 
 
+class Watched:
+    """A tokenizer that leaves a file named as its process, and kills that when it meets a text."""
+
+    def __init__(self, inner: Tokenizer, folder: Path, deadly: str = "") -> None:
+        self.inner, self.folder, self.deadly = inner, folder, deadly
+        self.prefix, self.suffix, self.name_hash = inner.prefix, inner.suffix, inner.name_hash
+        folder.mkdir()
+
+    def ids(self, text: str) -> tuple[int, ...]:
+        (self.folder / str(os.getpid())).touch()
+        if text == self.deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.inner.ids(text)
+
+    def alive(self) -> list[str]:
+        """Processes that have worked and are still there."""
+        states = [Path("/proc") / path.name / "stat" for path in self.folder.iterdir()]
+        return [
+            s.parent.name for s in states if s.exists() and s.read_text().rpartition(")")[2].split()[0] != "Z"
+        ]
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "waited for a minute"
+        time.sleep(0.02)
+
+
 def test_a_conversion_killed_with_sigkill_goes_on_to_the_same_bytes(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     folder = source(tmp_path / "in", BAD, good=300)
-    command = [sys.executable, "-m", "longclip.cli", "shards", str(folder), "--samples-per-shard", "4"]
-    command += ["--max-faults", "0.5", "--workers", "2", "--out"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen(
-        [*command, str(tmp_path / "out")], stdout=subprocess.DEVNULL, env=environment, start_new_session=True
-    )
-    while not list((tmp_path / "out").rglob("000003.index.json")) and child.poll() is None:
-        time.sleep(0.02)
-    os.kill(child.pid, signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL, "it was still at work"
-    assert (tmp_path / "out" / "journal.json").exists()
+    watched = Watched(tokenizer, tmp_path / "processes")
+    forkserver.set_forkserver_preload(["longclip.data.prepare"])
+    forkserver.ensure_running()
+    child = os.fork()
+    if child == 0:
+        try:
+            forkserver._forkserver.ensure_running = lambda: None  # the parent's serves its child as well
+            run(folder, tmp_path / "out", watched, max_faults=0.5, workers=2)  # type: ignore[arg-type]
+        finally:
+            os._exit(1)
+    wait_until(lambda: list((tmp_path / "out").rglob("000003.index.json")))
+    os.kill(child, signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL, "it was still at work"
+    kept = {path: path.stat().st_ino for path in (tmp_path / "out" / "train").glob("00000[012].tar")}
     run(folder, tmp_path / "out", tokenizer, max_faults=0.5)
     run(folder, tmp_path / "whole", tokenizer, max_faults=0.5)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-    deadline = time.monotonic() + 30
-    while _group(child.pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not _group(child.pid), "workers end with their main process"
-
-
-def _group(leader: int) -> list[int]:
-    """Processes of a group that still run."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[2]) == leader and fields[0] != "Z":
-                found.append(int(entry.name))
-    return found
+    assert all(path.stat().st_ino == inode for path, inode in kept.items()), "finished shards are kept"
+    wait_until(lambda: not watched.alive())  # workers end with their main process
 
 
 def test_a_worker_that_is_killed_is_said_and_finished_shards_are_kept(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     folder = source(tmp_path / "in", good=40)
+    deadly = Watched(tokenizer, tmp_path / "processes", deadly="Photo 30.")
     with pytest.raises(
         UserError, match=r"one of the 2 workers was killed.* --workers 1: finished shards are kept"
     ):
-        run(folder, tmp_path / "out", _Deadly(tokenizer), workers=2)  # type: ignore[arg-type]
+        run(folder, tmp_path / "out", deadly, workers=2)  # type: ignore[arg-type]
     run(folder, tmp_path / "out", tokenizer)
     run(folder, tmp_path / "whole", tokenizer)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-
-
-class _Deadly:
-    """A tokenizer whose process dies when it meets photo 30."""
-
-    def __init__(self, inner: Tokenizer) -> None:
-        self.inner, self.prefix, self.suffix, self.name_hash = inner, (1,), (2,), inner.name_hash
-
-    def ids(self, text: str) -> tuple[int, ...]:
-        if text == "Photo 30.":
-            os.kill(os.getpid(), signal.SIGKILL)
-        return self.inner.ids(text)
 
 
 @pytest.mark.parametrize(
