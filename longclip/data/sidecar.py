@@ -94,9 +94,23 @@ class Store:
         return int(widths[0]) if len(widths) else 1
 
     def captions(self, name: str, row: int, tokenizer: Tokenizer | None) -> list[Caption]:
-        """The captions of a row, by the source `name`."""
+        """The captions of a row, by the source `name`.
+
+        Raises:
+            UserError: the row is not what `longclip sidecar` writes.
+        """
         trusted = tokenizer is None or tokenizer.name_hash == self.tokenizer
-        return captions_of(self._bytes(name, row), name, None if trusted else tokenizer)
+        try:
+            found = captions_of(self._bytes(name, row), name, None if trusted else tokenizer)
+            ids = [token for caption in found for sentence in caption.sentences for token in sentence.ids]
+            if tokenizer and max(ids, default=0) >= tokenizer.vocab_size:
+                raise ValueError(f"id {max(ids)} of {tokenizer.vocab_size}")
+        except (ValueError, TypeError, RecursionError) as error:
+            path = self.directory / f"{name}.bin"
+            raise UserError(
+                f"row {row} of {path} is damaged ({error!s:.80}): {_again(path.parent)}"
+            ) from error
+        return found
 
     def _bytes(self, name: str, row: int) -> bytes:
         blob, spans = self._blobs[name]
@@ -158,6 +172,8 @@ def captions_of(row: bytes, source: str, tokenizer: Tokenizer | None) -> list[Ca
     left = np.frombuffer(ids, "<u2").tolist()
     captions = []
     for text, spans, counts, score in json.loads(described or b"[]"):
+        if not isinstance(text, str) or not isinstance(score, float | int | None):
+            raise ValueError("a caption is no text, or its score no number")
         sentences = []
         for (start, end), count in zip(spans, counts, strict=True):
             made = tokenizer.ids(text[start:end]) if tokenizer else tuple(left[:count])

@@ -315,6 +315,21 @@ def test_a_torn_or_forged_store_is_one_sentence(
         Store(folder)
 
 
+@pytest.mark.parametrize(
+    "row", [b"[[1,[],[],null]]", b'[["a",[[0,1]],[1],"x"]]', b"{", b'[["a",[[0,1]],[1],1]]\0\xff\xff']
+)
+def test_a_forged_row_of_captions_is_one_sentence(row: bytes, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    folder = Path(store(tmp_path, tokenizer))
+    blob = folder / "vecap.bin"
+    start, stop = np.load(folder / "vecap.spans.npy")[3].tolist()
+    whole = blob.read_bytes()
+    blob.write_bytes(
+        whole[:start] + row.ljust(stop - start, b"\xff" if b"\0" in row else b" ") + whole[stop:]
+    )
+    with pytest.raises(UserError, match=r"row 3 of .*vecap.bin is damaged .*make it again"):
+        Store(folder).captions("vecap", 3, tokenizer)
+
+
 def test_pickled_objects_in_a_table_are_not_loaded(tmp_path: Path, tokenizer: Tokenizer) -> None:
     np.savez(tmp_path / "a.npz", key=np.array(["a", None], dtype=object))
     with pytest.raises(UserError, match=r"a.npz holds no plain arrays"):
