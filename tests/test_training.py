@@ -214,3 +214,13 @@ def test_what_is_logged(scenes, tiny, tmp_path):
     assert set(names.split()) <= set(rows[0])
     assert [float(row["data/train/samples"]) for row in rows] == [32, 64, 96, 128]
     assert [int(row["samples_seen"].split(".")[0]) for row in rows] == [32, 64, 96, 128]
+
+
+def test_a_process_without_its_batch_stops_before_the_update(scenes, tiny):
+    trainer, module, data = parts(scenes, tiny)
+    data.resume(0, 0)
+    batch = next(iter(data.train_dataloader()))
+    before = [parameter.clone() for parameter in module.parameters()]
+    with pytest.raises(UserError, match=r"^the shard is gone$"):
+        module.training_step(batch._replace(fault="the shard is gone"), 0)
+    assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
