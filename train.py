@@ -20,7 +20,7 @@ def train(config: DictConfig) -> dict[str, float]:
 
     from conf.launch import instantiate
     from eval import report
-    from longclip import callbacks, runs
+    from longclip import callbacks, models, runs
     from longclip.banner import Banner
     from longclip.captions import Groups
     from longclip.export import export_run
@@ -30,6 +30,8 @@ def train(config: DictConfig) -> dict[str, float]:
     run = Path(config.runs) / config.name
     leader = getattr(rank_zero_only, "rank", 0) == 0
     checkpoint = runs.claim(run, config.resume, leader)
+    if checkpoint:
+        models.read_checkpoint(checkpoint)  # a torn or foreign file is refused before anything is built
     lightning.seed_everything(config.seed, verbose=False)
 
     tower = instantiate(config.model)

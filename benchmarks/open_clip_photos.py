@@ -5,8 +5,9 @@
     python -m eval.run model=runs/open_clip-photos/export benchmark=shards benchmark.root=datasets/flickr8k
 
 FOLDER holds images/ and captions.jsonl. The trainer is `open_clip_train` of the installed open_clip_torch,
-unchanged, on the same backbone (ViT-photos, context 77): one caption a pair, padded, batch 128, lr 1e-3, weight
-decay 0.2, float32, its own augmentation. Pairs of the train split are drawn in shuffled passes. Needs pandas.
+unchanged, on the same backbone (ViT-photos, context 77): one caption a pair, padded, batch 128, lr 1e-3,
+weight decay 0.2, float32, its own augmentation. Pairs of the train split are drawn in shuffled passes.
+Needs pandas.
 """
 
 from __future__ import annotations

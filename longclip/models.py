@@ -64,7 +64,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} is torn or no checkpoint: it has no zip directory; take an older one beside it"
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise UserError(
             f"{path} cannot be read as tensors and plain values, which is all that longclip loads, because "
