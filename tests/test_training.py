@@ -217,7 +217,7 @@ def test_what_is_logged(scenes, tiny, tmp_path):
 
 
 def test_a_process_without_its_batch_stops_before_the_update(scenes, tiny):
-    trainer, module, data = parts(scenes, tiny)
+    _, module, data = parts(scenes, tiny)
     data.resume(0, 0)
     batch = next(iter(data.train_dataloader()))
     before = [parameter.clone() for parameter in module.parameters()]
