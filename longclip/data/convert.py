@@ -104,12 +104,7 @@ def convert(
                 progress(Step(source.done, journal.images, journal.left_out))
         writing.finish(source)
     (out / NAME).unlink()
-    return ConversionReport(
-        {split: writer.report for split, writer in writing.splits.items()},
-        dict(journal.reasons.most_common()),
-        dict(journal.notes.most_common()),
-        dict(sorted(journal.lengths.items())),
-    )
+    return writing.report()
 
 
 @contextmanager
@@ -177,6 +172,14 @@ class _Writing:
                 f"see {self.errors.name}"
             )
         self._save()
+
+    def report(self) -> ConversionReport:
+        return ConversionReport(
+            {split: writer.report for split, writer in self.splits.items()},
+            dict(self.journal.reasons.most_common()),
+            dict(self.journal.notes.most_common()),
+            dict(sorted(self.journal.lengths.items())),
+        )
 
     def _count(self, found: Prepared) -> None:
         self.journal.images += 1
