@@ -15,6 +15,7 @@ from rich.table import Table
 from .callbacks import token_counts
 from .data.module import SourceReport
 from .data.plan import Plan
+from .types import UserError
 
 
 class Banner(Callback):
@@ -86,7 +87,10 @@ def _size(plan: Plan) -> str:
 
 def _text_line(module: Any, data: Any, probe: int = 256) -> str:
     """Tokens and truncation of the first images' captions, as the recipe shows them."""
-    batch = data.probe(min(probe, data.epoch_size))
+    try:
+        batch = data.probe(min(probe, data.epoch_size))
+    except UserError as error:  # the first batch stops all processes together, this would stop one alone
+        return f"context {module.tower.context_length}; nothing could be read: {error}"
     counts = token_counts(batch)
     how = f"padded ({module.tower.padded_because})" if module.tower.padded_because else "packed"
     return (
