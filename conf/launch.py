@@ -35,6 +35,8 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's short form hides the cause
     warnings.filterwarnings("ignore", category=FutureWarning, module="lightning")  # its own, about torch
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")
+    # data=stream gives every process the same number of batches, which is what this warns about.
+    warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined")
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(task)()
     except Exception as error:
