@@ -23,7 +23,7 @@ from longclip.captions import Groups, Policy, Sentences, Whole
 from longclip.data.images import Augment
 from longclip.data.loading import Loader
 from longclip.data.module import DataModule
-from longclip.data.plan import Plan
+from longclip.data.plans.plan import Plan
 from longclip.tokens import Tokenizer
 
 from .data_synthetic import SENTENCES, photo, shards

@@ -18,7 +18,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 
 from longclip.captions import parse
-from longclip.data.shards import write
+from longclip.data.tars.shards import write
 from longclip.tokens import Tokenizer
 from longclip.types import Record
 

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from .callbacks import token_counts
 from .data.module import SourceReport
-from .data.plan import Plan
+from .data.plans.plan import Plan
 from .types import UserError
 
 

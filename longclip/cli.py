@@ -54,7 +54,9 @@ def parser() -> argparse.ArgumentParser:
 def _shards_command(commands: Any) -> None:
     shards = commands.add_parser("shards", help="images and captions, however laid out -> tar shards")
     shards.add_argument("source", help="a folder, a tar, a listing, or a pattern such as 'cc3m/*.tar'")
-    names = ", ".join(path.stem for path in sorted((Path(__file__).parent / "data/layouts").glob("*.yaml")))
+    names = ", ".join(
+        path.stem for path in sorted((Path(__file__).parent / "data/converting/layouts").glob("*.yaml"))
+    )
     shards.add_argument("--layout", default="jsonl", help=f"{names}; or your own YAML; default: jsonl")
     shards.add_argument("--out", type=Path, required=True, help="one folder of shards per split is made here")
     shards.add_argument("--images", help="where image paths begin; default: beside the listing")
@@ -118,11 +120,11 @@ def _doctor_command(commands: Any) -> None:
 
 
 def _shards(options: argparse.Namespace) -> None:
-    from .data.journal import NAME
-    from .data.layouts import Source, load
-    from .data.prepare import Prepare
-    from .data.survey import describe, survey
-    from .data.workers import processors
+    from .data.converting.journal import NAME
+    from .data.converting.layouts import Source, load
+    from .data.converting.prepare import Prepare
+    from .data.converting.survey import describe, survey
+    from .data.converting.workers import processors
     from .towers import configs
 
     layout = load(options.layout, options.held_out)
@@ -136,8 +138,8 @@ def _shards(options: argparse.Namespace) -> None:
 
 
 def _convert(options: argparse.Namespace, source: Any, tokenizer: Any, workers: int) -> None:
-    from .data import progress
-    from .data.convert import convert
+    from .data.converting import progress
+    from .data.converting.convert import convert
 
     try:
         with progress.shown() as step:
@@ -181,7 +183,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _sidecar(options: argparse.Namespace) -> None:
-    from .data.sidecar_writer import write_sidecar
+    from .data.sidecars.writer import write_sidecar
     from .towers import configs
 
     report = write_sidecar(

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from longclip.cli import main
-from longclip.data import shards
 from longclip.data.scenes import default_tokenizer
+from longclip.data.tars import shards
 from longclip.doctor import findings, machine, versions
 from longclip.doctor.data import data as examine
 from longclip.doctor.findings import Finding

@@ -7,7 +7,7 @@ from eval import report
 from longclip import runs
 from longclip.captions import First, Groups, Source, Whole
 from longclip.data.module import DataModule
-from longclip.data.plan import Plan
+from longclip.data.plans.plan import Plan
 from longclip.evaluate import Pointing, Retrieval, judge
 from longclip.metrics import retrieval
 from longclip.towers.clip import DualTower

@@ -17,14 +17,14 @@ from PIL import Image
 from conf import launch
 from longclip.captions import Groups, Sentences, Whole
 from longclip.cli import main
-from longclip.data import shards
 from longclip.data.corpus import Corpus
-from longclip.data.dataset import Dataset
 from longclip.data.images import Augment, EvalTransform
-from longclip.data.joining import Join, Joined
 from longclip.data.loading import Samples
-from longclip.data.plan import Plan
+from longclip.data.plans.plan import Plan
 from longclip.data.scenes import default_tokenizer
+from longclip.data.sidecars.joining import Join, Joined
+from longclip.data.tars import shards
+from longclip.data.tars.dataset import Dataset
 from longclip.preview import look, preview, recipe
 from longclip.preview.look import Moment
 from longclip.preview.page import Spelling, pads, pieces

@@ -27,18 +27,18 @@ from conf import launch
 from longclip import models
 from longclip.captions import Groups, Whole
 from longclip.cli import main
-from longclip.data import shards
-from longclip.data.dataset import Dataset
+from longclip.data.converting.layouts import Entry, Fault, Source, load
 from longclip.data.images import decode
-from longclip.data.index import index_name, parse_index, parse_list
-from longclip.data.layouts import Entry, Fault, Source, load
 from longclip.data.module import DataModule
-from longclip.data.plan import Plan
+from longclip.data.plans.plan import Plan
 from longclip.data.scenes import default_tokenizer
-from longclip.data.sidecar import Store
-from longclip.data.storage import Storage
-from longclip.data.streaming import Tars
-from longclip.data.tape import Members, samples
+from longclip.data.sidecars.store import Store
+from longclip.data.streams.streaming import Tars
+from longclip.data.streams.tape import Members, samples
+from longclip.data.tars import shards
+from longclip.data.tars.dataset import Dataset
+from longclip.data.tars.index import index_name, parse_index, parse_list
+from longclip.data.tars.storage import Storage
 from longclip.preview import preview
 from longclip.towers import formats
 from longclip.towers.pretrained import build
@@ -535,7 +535,7 @@ def test_captions_sources_keys_and_names_are_inert_in_the_page(tmp_path, tokeniz
         "os.system",
         "subprocess.run",
         "builtins.eval",
-        "longclip.data.dataset.os.system",
+        "longclip.data.tars.dataset.os.system",
         "longclip.models.torch.load",
         "lightning.pytorch.LightningModule.load_from_checkpoint",
         "lightning.fabric.utilities.cloud_io._load",

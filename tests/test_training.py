@@ -11,7 +11,7 @@ import torch
 from longclip import callbacks, models, runs
 from longclip.captions import Groups, Sentences, Whole
 from longclip.data.module import DataModule
-from longclip.data.plan import Plan
+from longclip.data.plans.plan import Plan
 from longclip.objectives import Contrastive, Grouping, Loss
 from longclip.optim import AdamW
 from longclip.towers.clip import DualTower

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..types import Record, UserError
-from .joining import Join, Joined
+from .sidecars.joining import Join, Joined
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,13 @@ from torch.utils.data import default_collate
 from ..captions import Groups
 from ..tokens import Tokenizer, pack
 from ..types import Batch, Record, Sample, Skip, Text, UserError
-from .batching import Batches
 from .corpus import Corpus
-from .dataset import Dataset
 from .faults import Damaged, Ledger, Reason
 from .images import Augment, EvalTransform, decode
-from .order import Stream
-from .plan import Plan
+from .plans.batching import Batches
+from .plans.order import Stream
+from .plans.plan import Plan
+from .tars.dataset import Dataset
 from .watching import watched
 
 GOLDEN = 0.618  # of an epoch: how far away a sample's stand-in lies

@@ -17,18 +17,18 @@ import lightning
 from ..captions import Groups
 from ..tokens import Tokenizer
 from ..types import Batch, Sample, UserError
-from .batching import Batches
 from .corpus import Corpus, sources
-from .dataset import Dataset
 from .faults import Ledger
 from .images import Augment, EvalTransform
-from .joining import Join, Joined
 from .loading import Loader, Samples, collate, picture
-from .mixture import Mixture
-from .order import Stream
-from .plan import Plan
-from .retry import shown
-from .storage import Storage, within
+from .plans.batching import Batches
+from .plans.mixture import Mixture
+from .plans.order import Stream
+from .plans.plan import Plan
+from .sidecars.joining import Join, Joined
+from .tars.dataset import Dataset
+from .tars.retry import shown
+from .tars.storage import Storage, within
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from ..data.index import LIST, UNFINISHED, Index, Shard, digests, parse_list, read_index
+from ..data.tars.index import LIST, UNFINISHED, Index, Shard, digests, parse_list, read_index
 from ..towers import configs
 from ..types import UserError
 from .findings import Finding

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ..data.encoding import IMAGES
-from ..data.index import Index
+from ..data.tars.encoding import IMAGES
+from ..data.tars.index import Index
 from .findings import Finding
 
 COMPARED = 1000  # pairs with equal keys whose images are read, without `deep`

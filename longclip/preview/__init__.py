@@ -13,9 +13,9 @@ import open_clip
 
 from ..captions import Groups
 from ..data.corpus import Corpus
-from ..data.dataset import Dataset
-from ..data.joining import Joined
-from ..data.retry import shown
+from ..data.sidecars.joining import Joined
+from ..data.tars.dataset import Dataset
+from ..data.tars.retry import shown
 from ..tokens import Tokenizer
 from ..types import UserError
 from . import look, recipe

@@ -18,9 +18,10 @@ import yaml
 
 from .. import captions
 from ..captions import Policy
-from ..data import images, joining
+from ..data import images
 from ..data.images import Augment, EvalTransform
-from ..data.joining import Join
+from ..data.sidecars import joining
+from ..data.sidecars.joining import Join
 from ..towers import configs
 from ..types import UserError
 

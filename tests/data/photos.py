@@ -17,10 +17,10 @@ import simplejpeg
 
 from longclip.captions import Groups, Sentences, Whole, parse
 from longclip.data.images import Augment
-from longclip.data.index import VERSION, Index, Shard, digests, dump, dump_list, index_name
 from longclip.data.module import DataModule
-from longclip.data.plan import Plan
-from longclip.data.shards import write
+from longclip.data.plans.plan import Plan
+from longclip.data.tars.index import VERSION, Index, Shard, digests, dump, dump_list, index_name
+from longclip.data.tars.shards import write
 from longclip.tokens import Tokenizer
 from longclip.types import Record
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from longclip.data.batching import Batches, Budget
-from longclip.data.order import Order
+from longclip.data.plans.batching import Batches, Budget
+from longclip.data.plans.order import Order
 from longclip.types import UserError
 
 
@@ -82,7 +82,7 @@ def by_hand(world: int, start: int, tokens: int) -> list[int]:
 def test_a_budget_takes_what_fits_and_all_processes_the_same_number(
     world: int, ahead: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("longclip.data.batching.AHEAD", ahead)
+    monkeypatch.setattr("longclip.data.plans.batching.AHEAD", ahead)
     found = steps(cut(world))
     assert [sum(map(len, step)) for step in found] == by_hand(world, 0, 600)
     assert all(len({len(part) for part in step}) == 1 for step in found)

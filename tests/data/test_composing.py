@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from longclip.data.composing import Arrange, Balanced, Composed, Grouped, Similar
-from longclip.data.order import Order
+from longclip.data.plans.composing import Arrange, Balanced, Composed, Grouped, Similar
+from longclip.data.plans.order import Order
 from longclip.types import UserError
 
 COUNT, SIZE, POOL = 330, 8, 10

@@ -16,13 +16,13 @@ from sources import IMAGES, KEPT, TEXTS, encoded, save_images, save_lines, save_
 from sources import webdataset as save_webdataset
 
 from longclip import cli
-from longclip.data.convert import ConversionReport, Step, convert
-from longclip.data.dataset import Dataset
-from longclip.data.index import read_index
-from longclip.data.layouts import Source, load
-from longclip.data.prepare import LONGEST_CAPTION, Prepare, absurd
-from longclip.data.progress import Lines
-from longclip.data.survey import describe, survey
+from longclip.data.converting.convert import ConversionReport, Step, convert
+from longclip.data.converting.layouts import Source, load
+from longclip.data.converting.prepare import LONGEST_CAPTION, Prepare, absurd
+from longclip.data.converting.progress import Lines
+from longclip.data.converting.survey import describe, survey
+from longclip.data.tars.dataset import Dataset
+from longclip.data.tars.index import read_index
 from longclip.tokens import Tokenizer
 from longclip.types import UserError
 
@@ -234,7 +234,7 @@ def test_a_conversion_killed_with_sigkill_goes_on_to_the_same_bytes(
 ) -> None:
     folder = source(tmp_path / "in", BAD, good=300)
     watched = Watched(tokenizer, tmp_path / "processes")
-    forkserver.set_forkserver_preload(["longclip.data.prepare"])
+    forkserver.set_forkserver_preload(["longclip.data.converting.prepare"])
     forkserver.ensure_running()
     child = os.fork()
     if child == 0:

@@ -11,10 +11,10 @@ import torch
 from photos import make, module, record, records, tokenizer
 from servers import Server
 
-from longclip.data import retry, storage
-from longclip.data.cache import open_cache
-from longclip.data.dataset import Dataset
-from longclip.data.storage import Storage
+from longclip.data.tars import retry, storage
+from longclip.data.tars.cache import open_cache
+from longclip.data.tars.dataset import Dataset
+from longclip.data.tars.storage import Storage
 from longclip.types import UserError
 
 COUNT = 21

@@ -16,10 +16,10 @@ from photos import described, handmade, jpeg, make, module, record, records, tok
 from processes import Results, spawn
 
 from longclip import callbacks, dist
-from longclip.data.dataset import Dataset
 from longclip.data.faults import Damaged, Ledger, Reason
-from longclip.data.index import read_index
 from longclip.data.loading import picture
+from longclip.data.tars.dataset import Dataset
+from longclip.data.tars.index import read_index
 from longclip.types import Skip, UserError
 
 COUNT = 24

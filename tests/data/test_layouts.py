@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from sources import IMAGES, KEPT, TEXTS, save_images, save_lines, save_table, save_tar, webdataset
 
-from longclip.data.encoding import LONGEST_KEY
-from longclip.data.layouts import Entry, Fault, Source, load, shipped
-from longclip.data.layouts.files import Place
-from longclip.data.layouts.mapping import find
-from longclip.data.layouts.rows import reader
-from longclip.data.layouts.source import key_of
+from longclip.data.converting.layouts import Entry, Fault, Source, load, shipped
+from longclip.data.converting.layouts.files import Place
+from longclip.data.converting.layouts.mapping import find
+from longclip.data.converting.layouts.rows import reader
+from longclip.data.converting.layouts.source import key_of
+from longclip.data.tars.encoding import LONGEST_KEY
 from longclip.types import UserError
 
 NAMES = [f"{number}.jpg" for number in range(8)]

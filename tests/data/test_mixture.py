@@ -6,9 +6,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from longclip.data import mixture as module
-from longclip.data.mixture import Mixture, Part, Shares
-from longclip.data.order import Order
+from longclip.data.plans import mixture as module
+from longclip.data.plans.mixture import Mixture, Part, Shares
+from longclip.data.plans.order import Order
 
 SIZES = {
     "one": [(50, 50)],

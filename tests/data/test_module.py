@@ -13,7 +13,7 @@ from waves import COUNT, PREPROCESS, SIZE, make, module
 
 from longclip import dist
 from longclip.captions import First, Groups, Whole
-from longclip.data.dataset import Dataset
+from longclip.data.tars.dataset import Dataset
 from longclip.tokens import Tokenizer, unpack
 from longclip.types import Batch, UserError
 

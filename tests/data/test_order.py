@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from longclip.data.order import Order
+from longclip.data.plans.order import Order
 from longclip.types import UserError
 
 SIZES = [(1, 1, 1), (7, 3, 2), (64, 4, 4), (100, 32, 2), (1000, 7, 5), (1000, 32, 32), (33, 64, 1)]

@@ -12,9 +12,9 @@ from waves import COUNT, make, module
 
 from longclip import dist
 from longclip.captions import Groups, Mix, Whole
-from longclip.data.joining import Join
 from longclip.data.module import DataModule
-from longclip.data.sidecar_writer import write_sidecar
+from longclip.data.sidecars.joining import Join
+from longclip.data.sidecars.writer import write_sidecar
 from longclip.tokens import Tokenizer
 from longclip.types import UserError
 

@@ -13,10 +13,10 @@ import pytest
 
 from longclip.captions import parse
 from longclip.data import scenes
-from longclip.data.dataset import Dataset
-from longclip.data.scene_facts import BACKGROUNDS, COLOURS, SHAPES, SIZES, TEXTURES, Scene, Thing, compose
-from longclip.data.scene_render import render
-from longclip.data.scene_text import GROUP, describe, tell
+from longclip.data.scenes.facts import BACKGROUNDS, COLOURS, SHAPES, SIZES, TEXTURES, Scene, Thing, compose
+from longclip.data.scenes.render import render
+from longclip.data.scenes.text import GROUP, describe, tell
+from longclip.data.tars.dataset import Dataset
 from longclip.tokens import Tokenizer
 from longclip.types import Caption, UserError
 
@@ -301,7 +301,7 @@ def test_the_manifest_tells_the_parameters(tmp_path: Path) -> None:
 
 
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
-    from longclip.data.scene_picture import picture
+    from longclip.data.scenes.picture import picture
 
     picture(tmp_path / "some" / "scenes.png", seed=1)
     assert (tmp_path / "some" / "scenes.png").stat().st_size > 50_000

@@ -17,10 +17,10 @@ import simplejpeg
 import webdataset
 
 from longclip.captions import parse
-from longclip.data.dataset import Dataset
-from longclip.data.index import digests, parse_list, read_index
-from longclip.data.keys import Keys
-from longclip.data.shards import Writer, write
+from longclip.data.tars.dataset import Dataset
+from longclip.data.tars.index import digests, parse_list, read_index
+from longclip.data.tars.keys import Keys
+from longclip.data.tars.shards import Writer, write
 from longclip.tokens import Tokenizer
 from longclip.types import Caption, Record, Sentence, UserError
 
@@ -143,7 +143,7 @@ def test_a_copy_of_the_dataset_in_another_process_reads_on(folder: Path, records
 
 
 def test_few_files_stay_open(folder: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longclip.data.dataset.OPEN_FILES", 1)
+    monkeypatch.setattr("longclip.data.tars.dataset.OPEN_FILES", 1)
     data = Dataset(folder)
     before = len(os.listdir("/proc/self/fd"))
     assert [data.record(index) for index in (0, 6, 3, 0)] == [records[index] for index in (0, 6, 3, 0)]

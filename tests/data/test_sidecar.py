@@ -13,11 +13,11 @@ import pytest
 
 from longclip import cli
 from longclip.captions import parse
-from longclip.data.dataset import Dataset
-from longclip.data.joining import Join, Joined, listed
-from longclip.data.shards import write
-from longclip.data.sidecar import Store, digests, find, label_of
-from longclip.data.sidecar_writer import write_sidecar
+from longclip.data.sidecars.joining import Join, Joined, listed
+from longclip.data.sidecars.store import Store, digests, find, label_of
+from longclip.data.sidecars.writer import write_sidecar
+from longclip.data.tars.dataset import Dataset
+from longclip.data.tars.shards import write
 from longclip.tokens import Tokenizer
 from longclip.types import Record, UserError
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from servers import Server
 
-from longclip.data import cache, retry, storage
-from longclip.data.cache import BlockCache, open_cache
-from longclip.data.retry import Missing
-from longclip.data.storage import Storage, join
+from longclip.data.tars import cache, retry, storage
+from longclip.data.tars.cache import BlockCache, open_cache
+from longclip.data.tars.retry import Missing
+from longclip.data.tars.storage import Storage, join
 from longclip.types import UserError
 
 BLOCK = 1000

@@ -16,13 +16,14 @@ from servers import Server
 
 from longclip import dist
 from longclip.captions import Groups, Sentences, Whole
-from longclip.data import retry, tape
 from longclip.data.faults import Damaged, Reason
-from longclip.data.plan import Plan
-from longclip.data.storage import Storage
-from longclip.data.stream import StreamModule
-from longclip.data.streaming import Tars
-from longclip.data.tape import Tape, samples
+from longclip.data.plans.plan import Plan
+from longclip.data.streams import tape
+from longclip.data.streams.stream import StreamModule
+from longclip.data.streams.streaming import Tars
+from longclip.data.streams.tape import Tape, samples
+from longclip.data.tars import retry
+from longclip.data.tars.storage import Storage
 from longclip.tokens import unpack
 from longclip.types import UserError
 

@@ -10,8 +10,8 @@ import simplejpeg
 from longclip.captions import Groups, Sentences, Whole, parse
 from longclip.data.images import Augment
 from longclip.data.module import DataModule
-from longclip.data.plan import Plan
-from longclip.data.shards import write
+from longclip.data.plans.plan import Plan
+from longclip.data.tars.shards import write
 from longclip.tokens import Tokenizer
 from longclip.types import Record
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from longclip.captions import Groups, Sentences, Whole
 from longclip.data.images import EvalTransform
 from longclip.data.module import DataModule
-from longclip.data.plan import Plan
+from longclip.data.plans.plan import Plan
 from longclip.optim import AdamW
 from longclip.towers.clip import DualTower, Freeze
 from longclip.towers.pretrained import build

@@ -1,0 +1,1 @@
+"""Facts about samples beside their shards, joined by key."""

@@ -1,0 +1,1 @@
+"""Tars without an index, read from front to back."""

@@ -1,0 +1,1 @@
+"""Shards on disk or behind a URL: format, writing, and reading any record by number."""
