@@ -5,9 +5,10 @@ one flow, and a file imports only from files above it:
 
     shard -> Sample -> Batch (pixels, packed tokens) -> towers -> Embeddings -> terms -> metrics
 
-Reading order: `types`, `dist`, `tokens`, `sentences`, `captions`, `data/`, `towers/`, `objectives/`,
-`metrics`, `evaluate`, `optim`, `runs`, `training`, `callbacks`, `banner`, `models`, `parity`,
-`export`, `cli`.
+Reading order: `types`, `dist`, `tokens`, `sentences`, `captions`, `data/` (`tars`, `plans`, `sidecars`,
+`loading`, `module`; then `converting`, `streams`, `scenes`), `towers/`, `objectives/`, `metrics`,
+`evaluate`, `optim`, `runs`, `training`, `callbacks`, `banner`, `models`, `parity`, `export`, `preview/`,
+`doctor/`, `cli`.
 
 Shape legend. Tensors carry their axes as a suffix (`text_BKE`), so there are no shape comments:
 

@@ -7,14 +7,13 @@ In: a seed. Out: shards under one root, written as users' data is, in three spli
                      sentence tells, after more than 77 tokens (`meta["group"]` says which belong together)
 
 A scene is a pure function of (seed, split, index), so the number of processes changes nothing.
-`scene_facts` composes, `scene_render` draws, `scene_text` tells. To see some:
+`facts` composes, `render` draws, `text` tells. To see some:
 
     python -m longclip.data.scenes --picture scenes.png
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -219,31 +218,3 @@ class _Watch:
             self.done += 1
             if self.report and (self.done % _CHUNK == 0 or self.done == self.total):
                 self.report(self.done, self.total)
-
-
-def main() -> None:
-    """Draw the picture of a few scenes, or write the splits."""
-    parser = argparse.ArgumentParser(
-        prog="python -m longclip.data.scenes", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument(
-        "--picture", metavar="PNG", help="draw a few scenes with their captions into this file"
-    )
-    parser.add_argument(
-        "--make", metavar="DIR", help="write train, heldout and distractors under this directory"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    if not (options.picture or options.make):
-        parser.error("say --picture PNG or --make DIR")
-    if options.picture:
-        from longclip.data.scenes.picture import picture
-
-        picture(Path(options.picture), options.seed)
-        print(f"drew {options.picture}")
-    if options.make:
-        print(*make(options.make, seed=options.seed).values(), sep="\n")
-
-
-if __name__ == "__main__":
-    main()
