@@ -5,9 +5,8 @@
     python -m eval.run model=runs/open_clip-photos/export benchmark=shards benchmark.root=datasets/flickr8k
 
 FOLDER holds images/ and captions.jsonl. The trainer is `open_clip_train` of the installed open_clip_torch,
-unchanged, on the same backbone (ViT-photos, context 77): one caption a pair, padded, batch 128, lr 1e-3,
-weight decay 0.2, float32, its own augmentation. Pairs of the train split are drawn in shuffled passes.
-Needs pandas.
+unchanged, on the same backbone (ViT-photos, context 77): one caption a pair, padded, batch 128, lr 1e-3, weight
+decay 0.2, float32, its own augmentation. Pairs of the train split are drawn in shuffled passes. Needs pandas.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--pairs", type=int, required=True, help="pairs to train on in all")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--warmup", type=int, default=100, help="steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=0)
     options = parser.parse_args()
@@ -77,7 +77,7 @@ def _train(listing: Path, options: argparse.Namespace) -> None:
 
     train(
         f"""--train-data {listing} --dataset-type csv --csv-img-key filepath --csv-caption-key title
-        --csv-separator , --model ViT-photos-77 --batch-size 128 --lr 1e-3 --wd 0.2 --warmup 100 --epochs 1
+        --csv-separator , --model ViT-photos-77 --batch-size 128 --lr 1e-3 --wd 0.2 --warmup {options.warmup} --epochs 1
         --precision fp32 --workers {options.workers} --seed {options.seed} --logs {options.out} --name trainer
         --log-every-n-steps 50""".split()
     )

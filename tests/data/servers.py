@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -98,6 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content[: len(content) // 2] if cut else content)
         if cut:
             self.wfile.flush()
+            time.sleep(0.1)  # what was sent can be read before the end is noticed
             self.close_connection = True
 
     def log_message(self, *_: object) -> None:
