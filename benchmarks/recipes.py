@@ -37,6 +37,7 @@ RECIPES = {
     "longclip, no short": ["recipe=longclip", "~recipe.terms.short", "~recipe.captions.short"],
     "dreamlip": ["recipe=dreamlip"],
     "dreamlip without grouping": ["recipe=dreamlip", "~recipe.terms.grouping"],
+    "dreamlip, threshold 0.5": ["recipe=dreamlip", "recipe.terms.grouping.threshold=0.5"],
     "debias": ["recipe=debias"],
 }
 

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.mark.long
 def test_the_quick_benchmark_of_data_tells_every_figure(tmp_path):
     command = [sys.executable, "-m", "benchmarks.data", "--quick", "--json", tmp_path / "data.json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
