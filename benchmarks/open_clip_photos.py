@@ -5,8 +5,9 @@
     python -m eval.run model=runs/open_clip-photos/export benchmark=shards benchmark.root=datasets/flickr8k
 
 FOLDER holds images/ and captions.jsonl. The trainer is `open_clip_train` of the installed open_clip_torch,
-unchanged, on the same backbone (ViT-photos, context 77): one caption a pair, padded, batch 128, lr 1e-3, weight
-decay 0.2, float32, its own augmentation. Pairs of the train split are drawn in shuffled passes. Needs pandas.
+unchanged, on the same backbone (ViT-photos, context 77): one caption a pair, padded, batch 128, lr 1e-3,
+weight decay 0.2, float32, its own augmentation. Pairs of the train split are drawn in shuffled passes.
+Needs pandas.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ def _train(listing: Path, options: argparse.Namespace) -> None:
 
     train(
         f"""--train-data {listing} --dataset-type csv --csv-img-key filepath --csv-caption-key title
-        --csv-separator , --model ViT-photos-77 --batch-size 128 --lr 1e-3 --wd 0.2 --warmup {options.warmup} --epochs 1
-        --precision fp32 --workers {options.workers} --seed {options.seed} --logs {options.out} --name trainer
+        --csv-separator , --model ViT-photos-77 --batch-size 128 --lr 1e-3 --wd 0.2
+        --warmup {options.warmup} --epochs 1 --precision fp32 --workers {options.workers} --seed {options.seed} --logs {options.out} --name trainer
         --log-every-n-steps 50""".split()
     )
 
