@@ -78,9 +78,9 @@ def _train(listing: Path, options: argparse.Namespace) -> None:
 
     train(
         f"""--train-data {listing} --dataset-type csv --csv-img-key filepath --csv-caption-key title
-        --csv-separator , --model ViT-photos-77 --batch-size 128 --lr 1e-3 --wd 0.2
-        --warmup {options.warmup} --epochs 1 --precision fp32 --workers {options.workers} --seed {options.seed} --logs {options.out} --name trainer
-        --log-every-n-steps 50""".split()
+        --csv-separator , --model ViT-photos-77 --batch-size 128 --lr 1e-3 --wd 0.2 --precision fp32
+        --warmup {options.warmup} --epochs 1 --workers {options.workers} --seed {options.seed}
+        --logs {options.out} --name trainer --log-every-n-steps 50""".split()
     )
 
 

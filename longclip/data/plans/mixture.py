@@ -132,7 +132,7 @@ def _offset(seed: int, number: int) -> float:
     return int(random_bits(1, seed, number, 2)[0]) / 2**64
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _row(mixture: Mixture, epoch: int, row: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """For every position of a row its source, and which of the source's samples of this epoch it shows."""
     before, after = mixture._before(np.array([row, row + 1]))

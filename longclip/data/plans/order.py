@@ -128,7 +128,7 @@ def _short_place(blocks: int, window: int, seed: int, epoch: int) -> int:
     return int(np.flatnonzero(_blocks(blocks, window, seed, epoch) == blocks - 1)[0])
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _window(order: Order, epoch: int, window: int) -> NDArray[np.int64]:
     """The samples of one window in the order they are shown."""
     blocks = _blocks(-(-order.samples // order.block), order.window, order.seed, epoch)
