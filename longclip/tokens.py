@@ -122,7 +122,7 @@ def pack(texts: Sequence[Sequence[Text | None]], tokenizer: Tokenizer) -> Packed
     dropped_BK = (counts_BK - room).clip(0)
     lengths_BK = counts_BK - dropped_BK + extra
     return Packed(
-        torch.from_numpy(np.array(tokens, np.int32)),
+        torch.from_numpy(np.fromiter(tokens, np.int32, len(tokens))),
         torch.from_numpy(lengths_BK),
         torch.from_numpy(dropped_BK),
         int(lengths_BK.max(initial=0)),
