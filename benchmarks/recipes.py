@@ -24,6 +24,7 @@ from rich.table import Table
 
 from eval.report import length_curve, plot_lengths
 from longclip import runs
+from longclip.data.converting.workers import processors
 
 RECIPES = {
     "clip": ["recipe=clip"],
@@ -91,7 +92,7 @@ def _train(name: str, seed: int, options: argparse.Namespace) -> dict[str, float
         started = time.monotonic()
         command = [sys.executable, "train.py", *RECIPES[name], f"seed={seed}", f"samples={options.samples}"]
         command += [f"runs={run.parent}", f"name={run.name}", "resume=auto", "export=null"]
-        threads = max(len(os.sched_getaffinity(0)) // options.jobs, 1)
+        threads = max(processors() // options.jobs, 1)
         command += ["data.workers=0"] if threads == 1 else []
         subprocess.run(
             command,

@@ -40,13 +40,21 @@ def picture(data: Dataset | Corpus, index: int) -> tuple[Record, Tensor]:
     """
     record = data.record(index)
     try:
-        return record, decode(record.image)
-    except UserError as error:
-        reason = Reason.LARGE if "too large" in str(error) else Reason.IMAGE
+        return record, decoded(record.image)
+    except Damaged as error:
         raise Damaged(
             f"sample {record.key!r} in {data.shard(index)}: {error}; leave it out and make the shards again",
-            reason,
+            error.reason,
         ) from error
+
+
+def decoded(image: bytes) -> Tensor:
+    """What `images.decode` makes of it; where it cannot, the `Damaged` tells the reason alone."""
+    try:
+        return decode(image)
+    except UserError as error:
+        reason = Reason.LARGE if "too large" in str(error) else Reason.IMAGE
+        raise Damaged(str(error), reason) from error
 
 
 def view(image_CHW: Tensor, transform: EvalTransform, augment: Augment | None, words: str) -> Tensor:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ..data.converting import workers
 from .findings import Finding, Level
 
 GB = 1e9
@@ -123,7 +124,7 @@ def open_files(least: int = 1024) -> Iterator[Finding]:
 
 def processors(cgroups: Path = CGROUPS) -> Iterator[Finding]:
     """More threads than the container's share of time only wait for each other."""
-    seen = len(os.sched_getaffinity(0)) if "sched_getaffinity" in dir(os) else os.cpu_count() or 1
+    seen = workers.processors()
     quota = _quota(cgroups)
     if quota is None or quota >= seen:
         yield Finding("ok", "processors", f"{seen}")

@@ -9,23 +9,13 @@ import pytest
 import torch
 from open_clip.transform import image_transform
 from PIL import Image
-from waves import COUNT, PREPROCESS, SIZE, make, module
+from waves import COUNT, PREPROCESS, SIZE, module
 
 from longclip import dist
 from longclip.captions import First, Groups, Whole
 from longclip.data.tars.dataset import Dataset
 from longclip.tokens import Tokenizer, unpack
 from longclip.types import Batch, UserError
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer(open_clip.get_tokenizer("ViT-B-16"), 77)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
-    return make(tmp_path_factory.mktemp("data"), tokenizer)
 
 
 def equal(ours: Batch, theirs: Batch) -> bool:

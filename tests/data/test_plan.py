@@ -5,10 +5,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import pytest
 import torch
-from waves import COUNT, make, module
+from waves import COUNT, module
 
 from longclip import dist
 from longclip.captions import Groups, Mix, Whole
@@ -17,16 +16,6 @@ from longclip.data.sidecars.joining import Join
 from longclip.data.sidecars.writer import write_sidecar
 from longclip.tokens import Tokenizer
 from longclip.types import UserError
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer(open_clip.get_tokenizer("ViT-B-16"), 77)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
-    return make(tmp_path_factory.mktemp("data"), tokenizer)
 
 
 def keys_of(data: DataModule) -> list[str]:

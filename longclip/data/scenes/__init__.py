@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 import simplejpeg
 
+from longclip.data.converting.workers import processors
 from longclip.data.scenes.render import render
 from longclip.data.scenes.text import GROUP, Told, tell
 from longclip.data.tars import shards
@@ -183,7 +184,7 @@ def _tasks(split: str, count: int) -> list[Task]:
 @contextmanager
 def _workers(processes: int | None, job: Job) -> Iterator[Callable[[list[Task]], Iterator[list[Record]]]]:
     """A map of the job over tasks that keeps their order, on this many processes."""
-    processes = processes or _processors()
+    processes = processes or (processors() if sys.platform == "linux" else 1)
     if processes == 1:
         yield partial(map, job)
         return
@@ -200,10 +201,6 @@ def _equip(job: Job) -> None:
 
 def _work(task: Task) -> list[Record]:
     return _job(task)
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
 
 
 class _Watch:

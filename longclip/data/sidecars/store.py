@@ -1,14 +1,14 @@
 """Side-cars: facts about samples that lie beside their shards, joined by key.
 
-In: a folder that `longclip sidecar` made (see `sidecar_writer`), or several. Out: columns by row, without
+In: a folder that `longclip sidecar` made (see `writer`), or several. Out: columns by row, without
 holding more than an array of keys. A folder holds
 
     sidecar.json     {"version", "rows", "source", "example", "tokenizer", "columns": {NAME: KIND}}
     keys.npy         uint64 [rows, 2], sorted: BLAKE2b-128 of each key. The first half is searched, the second
                      half makes a hash that merely collides a missing key
-    NAME.npy         a column of kind "number" (float64, NaN where missing) or "label" (int64, -1 where
-    missing) NAME.bin         a column of kind "vector" (float32) or "captions" (see `captions_of`), rows end
-    to end NAME.spans.npy   int64 [rows, 2]: where in NAME.bin each row lies
+    NAME.npy         a column of kind "number" (float64, NaN where missing) or "label" (int64, -1 there)
+    NAME.bin         a column of kind "vector" (float32) or "captions" (see `captions_of`), row after row
+    NAME.spans.npy   int64 [rows, 2]: where in NAME.bin each row lies
 """
 
 from __future__ import annotations

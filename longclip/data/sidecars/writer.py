@@ -1,6 +1,6 @@
 """`longclip sidecar`: a table of facts about samples -> a side-car, in constant memory but for the keys.
 
-In: a table, see `sidecar_table`. Out: the folder that `sidecar.Store` reads. Rows are written as they come;
+In: a table, see `table`. Out: the folder that `store.Store` reads. Rows are written as they come;
 at the end only the keys and what has a fixed size are brought into order, of the rest it is told where it
 lies.
 """
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from ...sentences import parse, texts_of
 from ...tokens import Tokenizer
 from ...types import Caption, UserError
+from ..tars.index import dump
 from .store import VERSION, digests, find, label_of
 from .table import PROBE, Row, kinds_of, missing, read
 
@@ -234,7 +235,7 @@ def _groups(near: NDArray[np.int32], spans: NDArray[np.int64]) -> NDArray[np.int
 
 
 def _stored(captions: Sequence[Caption], scores: Sequence[float | None]) -> bytes:
-    """What `sidecar.captions_of` reads."""
+    """What `store.captions_of` reads."""
     described = [
         [c.text, [[s.start, s.end] for s in c.sentences], [len(s.ids) for s in c.sentences], score]
         for c, score in zip(captions, scores, strict=True)
@@ -242,8 +243,4 @@ def _stored(captions: Sequence[Caption], scores: Sequence[float | None]) -> byte
     ids = np.array([token for c in captions for s in c.sentences for token in s.ids], np.int64)
     if ids.max(initial=0) > 0xFFFF:
         raise ValueError("ids above 65535: only vocabularies of up to 65,536 words can be stored")
-    return (
-        json.dumps(described, ensure_ascii=False, separators=(",", ":")).encode()
-        + b"\0"
-        + ids.astype("<u2").tobytes()
-    )
+    return dump(described) + b"\0" + ids.astype("<u2").tobytes()

@@ -26,7 +26,7 @@ from ...tokens import Tokenizer
 from ...types import Batch, Caption, Sample, Skip, UserError
 from .. import loading
 from ..faults import Damaged, Reason
-from ..images import Augment, EvalTransform, decode
+from ..images import Augment, EvalTransform
 from ..loading import blank, collate
 from ..plans.plan import Plan
 from ..tars.retry import shown
@@ -191,12 +191,9 @@ class Streamed(torch.utils.data.IterableDataset[Batch]):
             if content is None:
                 raise Damaged(f"no image among its members {sorted(found.members)}", Reason.MEMBER)
             captions = self.tars.texts(found, self.view.tokenizer)
-            image_CHW = decode(content)
+            image_CHW = loading.decoded(content)
         except Damaged as error:
             raise Damaged(f"sample {found.key!r}: {error}", error.reason) from error
-        except UserError as error:
-            reason = Reason.LARGE if "too large" in str(error) else Reason.IMAGE
-            raise Damaged(f"sample {found.key!r}: {error}", reason) from error
         words = f"{self.plan.seed}/{epoch}/{found.key}"
         image_CHW = loading.view(image_CHW, self.view.transform, self.view.augment, words)
         return Sample(found.key, image_CHW, self.view.groups.show(captions, found.key, epoch, progress))
