@@ -107,6 +107,7 @@ def test_killed_and_resumed_equals_uninterrupted_bit_by_bit(folder):
 def test_judging_the_export_offline_gives_the_runs_own_numbers(folder):
     source = [f"model={folder}/small/export", f"data.root={folder}/scenes", "data.prepare=null"]
     run([sys.executable, "-m", "eval.run", *source])
+    assert not (ROOT / "run.log").exists(), "judging leaves nothing where it was started"
     offline = json.loads((folder / "small" / "export" / "eval.json").read_text())
     online = json.loads((folder / "small" / "metrics.json").read_text())
     assert offline.keys() == online.keys()
