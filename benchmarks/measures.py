@@ -1,46 +1,114 @@
-"""What every benchmark here shares: timing side by side, and one way to tell the result.
+"""What every benchmark here shares: counting, timing side by side, and one way to tell the result.
 
-In: functions to time, or figures. Out: `Row`s, as a table and as JSON: a list of {"id", "measure",
-"ours", "baseline", "ratio", "goal", "met"}. `ratio` is ours / baseline where both are known; `goal` and
-`met` are null where a figure is only told.
-
-Machines are shared and noisy, so jobs take turns and the fastest turn of each piece of work counts.
+In: functions without arguments ("jobs"), or figures. Out: numbers, and `Row`s as a table and as JSON.
+FLOPs and bytes carry no noise; time does, so jobs take turns and the fastest turn of each counts.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+Job = Callable[[], object]
 
 
 class Row(NamedTuple):
-    """One measured figure."""
+    """One measured figure. `goal` and `met` are None where it is only told, `baseline` where none exists."""
 
     id: str
     measure: str  # with its unit
     ours: float
     baseline: float | None = None
-    ratio: float | None = None
+    ratio: float | None = None  # how many times better ours is
     goal: str | None = None
+    limit: str | None = None  # what theory allows, where it says
     met: bool | None = None
 
 
-def faster(id: str, measure: str, ours: float, baseline: float, least: float | None = None) -> Row:
-    """A row of two rates, of which ours should be at least `least` times the baseline's."""
-    ratio = ours / baseline
-    goal = None if least is None else f"ratio >= {least:g}"
-    return Row(id, measure, ours, baseline, ratio, goal, None if least is None else ratio >= least)
+def faster(
+    id: str, measure: str, ours: float, baseline: float, least: float | None = None, limit: str | None = None
+) -> Row:
+    """A row of two figures of which more is better: ours should be `least` times the baseline's."""
+    return _compared(Row(id, measure, ours, baseline, ours / baseline, limit=limit), least)
 
 
-def at_most(id: str, measure: str, ours: float, most: float) -> Row:
+def fewer(
+    id: str, measure: str, ours: float, baseline: float, least: float | None = None, limit: str | None = None
+) -> Row:
+    """A row of two figures of which less is better: the baseline's should be `least` times ours."""
+    return _compared(Row(id, measure, ours, baseline, baseline / ours, limit=limit), least)
+
+
+def at_most(id: str, measure: str, ours: float, most: float, limit: str | None = None) -> Row:
     """A row of one figure that should not exceed `most`."""
-    return Row(id, measure, ours, goal=f"<= {most:g}", met=ours <= most)
+    return Row(id, measure, ours, goal=f"<= {most:g}", limit=limit, met=ours <= most)
+
+
+def flops(job: Job) -> int:
+    """Floating-point operations of the job's matrix products, convolutions and attentions, counted by torch.
+
+    Twice the multiply-adds, forward and backward as the job does them. A causal attention counts as a
+    full one, since that is what torch's formula says.
+    """
+    with FlopCounterMode(display=False) as counter:
+        job()
+    return counter.get_total_flops()
+
+
+def saved_bytes(job: Job) -> int:
+    """Bytes that the job's forward passes keep for their backward passes, each storage once.
+
+    Parameters and views of them are not counted: they are there anyway.
+    """
+    # Kept alive, so that no second storage can have the address of a first.
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        if not isinstance(x if x._base is None else x._base, nn.Parameter):
+            storage = x.untyped_storage()
+            saved.setdefault(storage._cdata, storage)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        job()
+    return sum(storage.nbytes() for storage in saved.values())
+
+
+def peak_bytes(job: Job) -> int:
+    """The most bytes in tensors at one time that were made since the job began.
+
+    Counts what operators return (gradients included), not what one holds inside itself while it runs.
+    For tensors of the CPU, and of the meta device: sizes that no machine holds.
+    """
+    with _Live() as live:
+        job()
+    return live.peak
+
+
+def seconds(jobs: Mapping[str, Job], rounds: int) -> dict[str, float]:
+    """This process's CPU seconds for each job, the fastest of `rounds` turns; jobs take turns.
+
+    Wants one thread a process (`torch.set_num_threads(1)`): CPU time adds threads up.
+    """
+    best = dict.fromkeys(jobs, float("inf"))
+    for _ in range(rounds):
+        for name, job in jobs.items():
+            started = time.process_time()
+            job()
+            best[name] = min(best[name], time.process_time() - started)
+    return best
 
 
 def rates(jobs: Mapping[str, tuple[Callable[[Any], object], Sequence[Any]]], rounds: int) -> dict[str, float]:
@@ -59,21 +127,87 @@ def rates(jobs: Mapping[str, tuple[Callable[[Any], object], Sequence[Any]]], rou
 
 
 def show(rows: Sequence[Row], title: str) -> None:
-    table = Table("id", "measure", "ours", "open_clip's", "ratio", "goal", "met", title=title)
+    """Print the table, and how many goals are met."""
+    table = Table("id", "measure", "ours", "open_clip's", "ratio", "goal", "limit", "met", title=title)
     for row in rows:
-        met = {None: "", True: "yes", False: "NO"}[row.met]
-        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-        table.add_row(
-            row.id, row.measure, _number(row.ours), _number(row.baseline), ratio, row.goal or "", met
-        )
-    Console(width=160).print(table)
+        met = {None: "", True: "[green]yes[/]", False: "[bold red]NO[/]"}[row.met]
+        table.add_row(*cells(row), met)
+    console = Console(width=180)
+    console.print(table)
+    judged = [row.met for row in rows if row.met is not None]
+    console.print(f"{sum(judged)} of {len(judged)} goals met, {len(judged) - sum(judged)} not met")
+
+
+def cells(row: Row) -> list[str]:
+    """A row as text, all but `met`."""
+    ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+    return [
+        row.id,
+        row.measure,
+        number(row.ours),
+        number(row.baseline),
+        ratio,
+        row.goal or "",
+        row.limit or "",
+    ]
+
+
+def number(value: float | None) -> str:
+    """Three digits or whole, with a prefix from a million on.
+
+    >>> [number(v) for v in (0.01234, 12.34, 1234.5, 3.3e10)]
+    ['0.0123', '12.3', '1,234', '33.0 G']
+    """
+    if value is None:
+        return ""
+    for prefix, factor in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
+        if abs(value) >= factor:
+            return f"{value / factor:,.1f} {prefix}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def save(rows: Sequence[Row], path: Path) -> None:
+    """Write the rows as a JSON list of objects."""
     path.write_text(json.dumps([row._asdict() for row in rows], indent=1) + "\n")
 
 
-def _number(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+def load(path: Path) -> list[Row]:
+    """What `save` wrote."""
+    return [Row(**row) for row in json.loads(path.read_text())]
+
+
+def _compared(row: Row, least: float | None) -> Row:
+    if least is None:
+        return row
+    assert row.ratio is not None
+    return row._replace(goal=f"ratio >= {least:g}", met=row.ratio >= least)
+
+
+class _Live(TorchDispatchMode):
+    """Adds up the storages that operators return, and takes each off when nothing holds it any more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._alive: dict[int, int] = {}  # storage -> bytes
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        # What comes in may be older than the job, and then its views and what works in place are, too.
+        given = {storage._cdata for storage in _storages((args, kwargs))}
+        for storage in _storages(result):
+            if storage._cdata not in given and storage._cdata not in self._alive:
+                self._alive[storage._cdata] = storage.nbytes()
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._free, storage._cdata)
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _free(self, storage: int) -> None:
+        self.now -= self._alive.pop(storage)
+
+
+def _storages(tree: object) -> Iterable[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

@@ -1,27 +1,148 @@
-"""The benchmarks run from end to end; what they measure in a test means nothing."""
+"""The benchmarks count rightly and run from end to end; what they measure in a test means nothing."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from benchmarks.lengths import LONG, SHORT, SUBS, drawn_from, of_captions, synthetic
+from benchmarks.measures import at_most, faster, fewer, flops, load, peak_bytes, save, saved_bytes, seconds
 
 ROOT = Path(__file__).resolve().parents[1]
+KIB = 256  # float32 elements of a KiB
+
+
+def test_flops_are_twice_the_multiply_adds_of_forward_and_backward():
+    x, weight = torch.ones(5, 3), torch.ones(3, 7, requires_grad=True)
+    assert flops(lambda: x @ weight) == 2 * 5 * 3 * 7
+    assert flops(lambda: (x @ weight).sum().backward()) == 2 * 2 * 5 * 3 * 7  # x wants no gradient
+
+
+def test_saved_bytes_count_every_storage_once_and_no_parameter():
+    x, linear = torch.ones(4, KIB), nn.Linear(KIB, KIB)
+    assert saved_bytes(lambda: linear(x)) == 4 * 1024
+    assert saved_bytes(lambda: [linear(x), linear(x[:2])]) == 4 * 1024
+    # x @ half of the weight: x is kept, the view of the parameter is free
+    assert saved_bytes(lambda: x @ linear.weight[:3].T) == 4 * 1024
+    assert saved_bytes(lambda: linear(x).exp()) == (4 + 4) * 1024
+
+
+def test_saved_bytes_do_not_count_what_is_made_again():
+    x, first, second = torch.ones(4, KIB), nn.Linear(KIB, KIB), nn.Linear(KIB, KIB)
+
+    def again():
+        checkpoint(lambda x: second(first(x).exp()), x, use_reentrant=False).sum().backward()
+
+    assert saved_bytes(again) == 4 * 1024
+
+
+def test_peak_bytes_is_the_most_alive_at_one_time():
+    x = torch.ones(KIB)
+
+    def job():
+        a = x + 1  # 1 KiB
+        b = torch.cat([a, a, a])  # 4
+        del a  # 3
+        c = b[:KIB] * 2  # 4
+        b.mul_(2)  # in place
+        del b  # 1
+        return torch.cat([c, c])  # 3
+
+    assert peak_bytes(job) == 4 * 1024
+
+
+def test_peak_bytes_see_gradients_and_what_autograd_keeps():
+    weight = torch.ones(KIB, requires_grad=True)
+
+    def job():
+        weight.exp().exp().sum().backward()
+
+    # forward: two results kept (2 KiB, the sum's 4 bytes) and the gradient that enters, expanded from a
+    # scalar, then two products: the first result and the gradient at it live when the second is made
+    assert peak_bytes(job) == 3 * 1024 + 8
+    assert weight.grad is not None
+
+
+def test_peak_bytes_do_not_count_views_and_updates_of_older_tensors():
+    x = torch.ones(KIB)
+    assert peak_bytes(lambda: x.view(4, -1).add_(1).t()) == 0
+    assert peak_bytes(lambda: torch.empty(2**40, device="meta") + 1) == 2 * 4 * 2**40
+
+
+def test_every_job_takes_its_turn_and_its_fastest_counts():
+    turns = []
+    loops = iter([400_000, 0, 10_000, 0])
+
+    def work():
+        turns.append("slow")
+        sum(range(next(loops)))
+        next(loops)
+
+    found = seconds({"slow": work, "nothing": lambda: turns.append("nothing")}, rounds=2)
+    assert turns == ["slow", "nothing"] * 2
+    assert 0 <= found["nothing"] < found["slow"]
+
+
+def test_rows_say_how_many_times_better_and_whether_that_is_enough():
+    assert faster("a", "images/s", 6, 2, 2.5)[2:] == (6, 2, 3, "ratio >= 2.5", None, True)
+    assert fewer("a", "bytes", 6, 3, 2, "7x")[2:] == (6, 3, 0.5, "ratio >= 2", "7x", False)
+    assert fewer("a", "bytes", 2, 3)[2:] == (2, 3, 1.5, None, None, None)
+    assert at_most("a", "relative error", 2e-6, 1e-6)[2:] == (2e-6, None, None, "<= 1e-06", None, False)
+
+
+def test_rows_come_back_from_their_file(tmp_path):
+    rows = [fewer("P1", "FLOPs", 2, 3, 1.2), at_most("P4", "error", 0.0, 1)]
+    save(rows, tmp_path / "rows.json")
+    assert load(tmp_path / "rows.json") == rows
+    assert list(json.loads((tmp_path / "rows.json").read_text())[0]) == [
+        *("id", "measure", "ours", "baseline", "ratio", "goal", "limit", "met")
+    ]
+
+
+def test_synthetic_lengths_have_the_stated_means_and_limits():
+    subs_BK, long_B = synthetic(4000, seed=1)[:, :SUBS], synthetic(4000, seed=1)[:, SUBS]
+    assert abs(subs_BK.mean() - 20) < 0.5
+    assert abs(long_B.mean() - 140) < 2
+    assert (subs_BK.min(), subs_BK.max() <= SHORT) == (5, True)
+    assert (long_B.min(), long_B.max()) == (20, LONG)
+    assert (synthetic(4, seed=1) != synthetic(4, seed=2)).any()
+
+
+def test_lengths_of_captions_are_those_of_the_text_and_its_sentences(tmp_path):
+    path = tmp_path / "captions.txt"
+    path.write_text("A dog runs. It is brown.\n\n" + "red " * 300 + "\n" + "One cat. " * 12 + "\n")
+    dog, red, cats = of_captions(path).tolist()
+    assert dog == [4 + 2, 4 + 2, 0, 0, 0, 0, 0, 0, 8 + 2]  # the stops are tokens
+    assert red == [SHORT, 0, 0, 0, 0, 0, 0, 0, LONG]
+    assert cats == [3 + 2] * 8 + [12 * 3 + 2]
+
+
+def test_a_batch_of_captions_holds_every_row_once_before_one_comes_again():
+    rows = [[1, 10], [2, 20], [3, 30]]
+    drawn = drawn_from(np.array(rows))(5, 0).tolist()
+    assert sorted(drawn[:3]) == rows
+    assert all(row in rows for row in drawn[3:])
 
 
 @pytest.mark.long
-def test_the_quick_benchmark_of_data_tells_every_figure(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.data", "--quick", "--json", tmp_path / "data.json"]
+def test_a_quick_run_tells_every_figure(tmp_path):
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--json", tmp_path / "rows.json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "data.json").read_text())
-    found = {row["id"]: row for row in rows}
+    rows = load(tmp_path / "rows.json")
+    found = {row.id: row for row in rows}
     assert len(found) == len(rows)
-    assert {name.partition(".")[0] for name in found} == {"P10", "P11", "P12", "memory"}
+    assert {f"P{number}" for number in (10, 11, 12)} <= {id.partition(".")[0] for id in found}
     for row in rows:
-        assert list(row) == ["id", "measure", "ours", "baseline", "ratio", "goal", "met"]
-        assert (row["goal"] is None) == (row["met"] is None)
-        assert (row["baseline"] is None) == (row["ratio"] is None)
-    assert found["P10.ids"]["ours"] == 0
-    assert found["P11.levels"]["ours"] <= 1
+        assert row.measure.startswith("(quick) ")
+        assert (row.goal is None) == (row.met is None)
+        assert (row.baseline is None) == (row.ratio is None)
+    assert found["P10.ids"].ours == 0
+    assert found["P11.levels"].ours <= 1
+    assert "goals met" in done.stdout

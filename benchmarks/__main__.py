@@ -1,0 +1,89 @@
+"""Every goal in one table, side by side with open_clip on the same work.
+
+    python -m benchmarks                              # minutes, on a machine where nothing else runs
+    python -m benchmarks --quick                      # shows that it runs; its figures mean nothing
+    python -m benchmarks --only text losses --json benchmarks.json
+    python -m benchmarks --captions my_captions.txt   # real lengths, too; one caption a line
+
+One process, one thread, jobs in turn, the fastest turn of each counts. Needs no data and no network.
+The exit code says that everything ran, not that every goal is met.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from .measures import Row, save, show
+
+_ORDER = [
+    "text",
+    "step",
+    "losses",
+    "local",
+    "data_text",
+    "data_images",
+    "data_loading",
+    "data_memory",
+    "memory",
+]
+PARTS = [part for part in _ORDER if Path(__file__).with_name(f"{part}.py").exists()]
+"""Modules of this package, imported when their turn comes: `rows(quick, folder)` is all they share."""
+
+MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36)}
+"""Freed memory stays with the process. Otherwise glibc returns large blocks to the system and faults them
+in again, which makes whatever uses the largest tensors look worse than it is."""
+
+
+def main() -> None:
+    options = _options()
+    if any(os.environ.get(name) != value for name, value in MALLOC.items()):  # read once, at the start
+        os.environ |= MALLOC
+        os.execv(sys.executable, [sys.executable, "-m", "benchmarks", *sys.argv[1:]])
+    rows = run(options.only, options.quick, options.captions)
+    title = "longclip beside open_clip, one core"
+    show(rows, f"{title}: QUICK, THESE FIGURES MEAN NOTHING" if options.quick else title)
+    if options.json:
+        save(rows, options.json)
+
+
+def run(parts: list[str], quick: bool, captions: Path | None) -> list[Row]:
+    """The rows of these parts, by goal; those of a quick run are marked."""
+    import torch
+
+    from . import lengths
+
+    torch.set_num_threads(1)
+    if captions:
+        lengths.SOURCES[captions.stem] = lengths.drawn_from(lengths.of_captions(captions))
+    rows: list[Row] = []
+    for part in parts:
+        print(f"{part} ...", file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            rows += importlib.import_module(f"benchmarks.{part}").rows(quick, Path(folder))
+    rows.sort(key=lambda row: (not row.id.startswith("P"), _number(row.id)))  # a stable sort
+    return [row._replace(measure=f"(quick) {row.measure}") for row in rows] if quick else rows
+
+
+def _number(id: str) -> int:
+    """Of the goal: 12 for P12.2.nine."""
+    return int("".join(filter(str.isdigit, id.partition(".")[0])) or 0)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a few samples of everything")
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS)
+    )
+    parser.add_argument("--captions", type=Path, help="a text file whose captions' lengths are measured, too")
+    parser.add_argument("--json", type=Path, help="write the rows there, too")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
