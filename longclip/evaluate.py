@@ -126,10 +126,10 @@ def encode(tower: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor
 
 
 def to_device(batch: Batch, tower: torch.nn.Module) -> Batch:
+    """Pixels and tokens where the tower is; the lengths stay on the host."""
     device = next(tower.parameters()).device
-    pixels, tokens, lengths, dropped = (x.to(device) for x in batch[1:5])
-    return Batch(batch.keys, pixels, tokens, lengths, dropped, batch.longest)
+    return batch._replace(pixels_BCHW=batch.pixels_BCHW.to(device), tokens_T=batch.tokens_T.to(device))
 
 
 def _unit(x: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(x, dim=-1)
+    return torch.nn.functional.normalize(x.float(), dim=-1)

@@ -17,6 +17,8 @@ from torch.optim import Optimizer
 from . import dist
 from .objectives.term import Loss, Term
 from .optim import AdamW, clamp_temperatures
+from .sharding import shard
+from .towers.chunks import check_chunkable
 from .towers.clip import DualTower
 from .types import Batch, UserError
 
@@ -31,6 +33,8 @@ class LongClip(lightning.LightningModule):
         optim: builds the optimizer and gives the learning rate for a number of samples.
         seed: all randomness of a step is a function of (seed, samples seen, rank), so there is no
             random state to save.
+        micro_batch: images that each process encodes at a time, the loss being that of the whole batch all
+            the same (`towers.chunks`); None: all at once.
 
     Attributes:
         samples_seen: images of the global batch trained on so far; the data position, too.
@@ -38,20 +42,27 @@ class LongClip(lightning.LightningModule):
     """
 
     def __init__(
-        self, tower: DualTower, terms: Mapping[str, Term], slots: dict[str, slice], optim: AdamW, seed: int
+        self,
+        tower: DualTower,
+        terms: Mapping[str, Term],
+        slots: dict[str, slice],
+        optim: AdamW,
+        seed: int,
+        micro_batch: int | None = None,
     ) -> None:
         super().__init__()
         self.tower, self.terms = tower, nn.ModuleDict(terms)
         self.weights = {name: term.weight for name, term in terms.items()}
-        self.slots, self.optim, self.seed = slots, optim, seed
+        self.slots, self.optim, self.seed, self.micro_batch = slots, optim, seed, micro_batch
         self.needs = frozenset[str]().union(*(term.needs for term in terms.values()))
         self.samples_seen = self.steps_done = 0
         self._signature: dict[str, object] | None = None  # of the order in which the samples were seen
         _check_groups(terms, slots)
         tower.check_needs(self.needs)
+        check_chunkable(tower, micro_batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        embeddings = self.tower(batch, self.slots, self.needs)
+        embeddings = self.tower(batch, self.slots, self.needs, self.micro_batch)
         with torch.autocast(self.device.type, enabled=False):  # losses are float32
             losses: dict[str, Loss] = {name: term(embeddings) for name, term in self.terms.items()}
             total = torch.stack([self.weights[name] * loss.value for name, loss in losses.items()]).sum()
@@ -61,6 +72,10 @@ class LongClip(lightning.LightningModule):
             self.log_dict(_measures(total, losses, embeddings.scale), sync_dist=dist.world() > 1)
         return total
 
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:  # a strategy that wants the model split
+            shard(self.tower, self.terms.values())
+
     def configure_optimizers(self) -> Optimizer:
         return self.optim.build(self)
 
@@ -68,13 +83,22 @@ class LongClip(lightning.LightningModule):
         if self.trainer.accumulate_grad_batches != 1:
             raise UserError(
                 "trainer.accumulate_grad_batches does not enlarge the contrastive batch: every part would "
-                "only be contrasted with itself. Leave it at 1; to save memory: model.grad_checkpointing=true"
+                "only be contrasted with itself. Leave it at 1 and give batch_size the whole batch; "
+                "micro_batch=32 encodes 32 images at a time, with exactly the gradients of all at once"
             )
         trainer: Any = self.trainer  # these attributes are set at run time
         # The run is counted in samples; a resumed one may have another batch size.
         left = trainer.datamodule.resume(self.samples_seen, self.steps_done, self._signature)
         trainer.fit_loop.epoch_loop.max_steps = self.steps_done + left
         self.log_every = trainer.log_every_n_steps
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Lengths stay on the host, which cuts by them; so do pixels that are encoded chunk by chunk."""
+        moved = super().transfer_batch_to_device((batch.tokens_T, batch.columns), device, dataloader_idx)
+        pixels_BCHW = batch.pixels_BCHW
+        if self.micro_batch is None:
+            pixels_BCHW = super().transfer_batch_to_device(pixels_BCHW, device, dataloader_idx)
+        return batch._replace(pixels_BCHW=pixels_BCHW, tokens_T=moved[0], columns=moved[1])
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(hash((self.seed, self.samples_seen, dist.rank())) % 2**63)

@@ -74,9 +74,10 @@ class Batch(NamedTuple):
     keys: list[str]
     pixels_BCHW: Tensor  # uint8; normalised on the device
     tokens_T: Tensor  # int32, start and end tokens included
-    lengths_BK: Tensor  # int32; 0 where this image has no such caption
+    lengths_BK: Tensor  # int32, on the host, which cuts by it; 0 where this image has no such caption
     dropped_BK: Tensor  # int32; tokens that the context length cut off
     longest: int  # max of lengths_BK, known on the host so that the device need not be asked
+    withheld: int = 0  # tokens that fit the context and that a curriculum left out all the same
     columns: dict[str, Tensor] = {}  # what side-cars know of each image, [B, ...]; NaN where they do not
     skips: Sequence[Skip] = ()  # samples left out while this batch was made
     fault: str | None = None  # why this process cannot go on; the rest is then blank, but of the right shape
@@ -97,7 +98,7 @@ class Embeddings:
     slots: dict[str, slice]  # caption group -> its slots along K
     scale: Tensor  # exp(logit_scale), a scalar
     gather: Callable[[Tensor], Tensor]
-    patches_BPE: Tensor | None = None  # projected into the joint space, not normalised
+    patches_BPE: Tensor | None = None  # in the joint space, not normalised, in the dtype of the towers
 
     def text(self, group: str) -> Tensor:
         """This process's texts of a group, [B, k, E]."""

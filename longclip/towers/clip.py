@@ -6,6 +6,7 @@ The open_clip model keeps its own names below `backbone.`, so what is trained is
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,8 @@ from ..dist import Gather
 from ..tokens import pack
 from ..types import Batch, Embeddings, Text, UserError
 from .attention import Layout
-from .image import check_patches, encode_patches
+from .chunks import chunks, in_backward_again
+from .image import check_patches, encode, encode_patches
 from .positions import text_module
 from .pretrained import Backbone
 from .text import encode_packed, encode_padded, why_padded
@@ -89,12 +91,13 @@ class DualTower(nn.Module):
             check_patches(self.backbone.visual)
 
     def normalise(self, pixels_BCHW: Tensor) -> Tensor:
-        """uint8 pixels -> the floats that the image tower was trained on."""
+        """uint8 pixels -> the floats that the image tower was trained on, on its device."""
+        pixels_BCHW = pixels_BCHW.to(self.mean_C11.device, non_blocking=True)
         return (pixels_BCHW.float() / 255 - self.mean_C11) / self.std_C11
 
     def encode_image(self, pixels_BCHW: Tensor) -> Tensor:
-        """uint8 pixels -> image_BE, L2-normalised float32."""
-        return F.normalize(self.backbone.visual(self.normalise(pixels_BCHW)).float(), dim=-1)
+        """uint8 pixels, on the host or here -> image_BE, L2-normalised float32."""
+        return F.normalize(encode(self.backbone.visual, self.normalise(pixels_BCHW)).float(), dim=-1)
 
     def encode_text(self, tokens_T: Tensor, lengths_S: Tensor, longest: int) -> Tensor:
         """Packed captions -> text_SE, L2-normalised float32."""
@@ -117,28 +120,62 @@ class DualTower(nn.Module):
         )
 
     def forward(
-        self, batch: Batch, slots: dict[str, slice], needs: frozenset[str] = frozenset()
+        self,
+        batch: Batch,
+        slots: dict[str, slice],
+        needs: frozenset[str] = frozenset(),
+        micro_batch: int | None = None,
     ) -> Embeddings:
-        """Encode a batch; `needs` names what the terms ask for beyond the global features."""
-        patches_BPE = None
-        if "patches" in needs:
-            image_BE, patches_BPE = encode_patches(self.backbone.visual, self.normalise(batch.pixels_BCHW))
-            image_BE, patches_BPE = F.normalize(image_BE.float(), dim=-1), patches_BPE.float()
-        else:
-            image_BE = self.encode_image(batch.pixels_BCHW)
-        mask_BK = batch.lengths_BK > 0
-        text_SE = self.encode_text(batch.tokens_T, batch.lengths_BK[mask_BK], batch.longest)
-        text_BKE = text_SE.new_zeros(mask_BK.numel(), text_SE.shape[-1])
-        text_BKE = text_BKE.index_copy(0, mask_BK.flatten().nonzero()[:, 0], text_SE)
+        """Encode a batch.
+
+        Args:
+            batch: pixels and lengths may still lie on the host, tokens on this module's device.
+            slots: caption group -> its slots along K.
+            needs: what the terms ask for beyond the global features.
+            micro_batch: images encoded at a time, each chunk again in the backward pass, so that the memory
+                for activations is that of one chunk; None: all at once. The result is the same.
+        """
+        parts = list(chunks(batch, micro_batch))
+        run = in_backward_again if len(parts) > 1 else _at_once
+        scale = self.backbone.logit_scale
+        # Images and texts in turns of their own: the activations of one tower at a time.
+        images = [run(self._images, part.pixels_BCHW, "patches" in needs, scale) for part in parts]
+        texts = [run(self._texts, part.tokens_T, part.lengths_BK, part.longest) for part in parts]
+        image_BE = _side_by_side([image for image, _ in images])
+        patches = [patches_BPE for _, patches_BPE in images if patches_BPE is not None]
         return Embeddings(
             image_BE=image_BE,
-            text_BKE=text_BKE.view(*mask_BK.shape, -1),
-            mask_BK=mask_BK,
+            text_BKE=_side_by_side(texts),
+            mask_BK=(batch.lengths_BK > 0).to(image_BE.device, non_blocking=True),
             slots=slots,
-            scale=self.backbone.logit_scale.float().exp().squeeze(),  # [1] in some open_clip models
+            scale=scale.float().exp().squeeze(),  # [1] in some open_clip models
             gather=Gather(),
-            patches_BPE=patches_BPE,
+            patches_BPE=_side_by_side(patches) if patches else None,
         )
+
+    def _images(self, pixels_BCHW: Tensor, patches: bool, _: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(image_BE, patches_BPE where asked for, in the dtype that the tower computes in)."""
+        if not patches:
+            return self.encode_image(pixels_BCHW), None
+        image_BE, patches_BPE = encode_patches(self.backbone.visual, self.normalise(pixels_BCHW))
+        return F.normalize(image_BE.float(), dim=-1), patches_BPE
+
+    def _texts(self, tokens_T: Tensor, lengths_BK: Tensor, longest: int) -> Tensor:
+        """text_BKE, zeros where there is no caption."""
+        lengths_X, device = lengths_BK.flatten(), tokens_T.device
+        present_S = lengths_X.nonzero()[:, 0]
+        text_SE = self.encode_text(tokens_T, lengths_X[present_S].to(device, non_blocking=True), longest)
+        text_XE = text_SE.new_zeros(len(lengths_X), text_SE.shape[-1])
+        text_XE = text_XE.index_copy(0, present_S.to(device, non_blocking=True), text_SE)
+        return text_XE.view(*lengths_BK.shape, -1)
+
+
+def _at_once(encode: Callable[..., Any], *args: Any) -> Any:
+    return encode(*args)
+
+
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _per_channel(values: list[float]) -> Tensor:
