@@ -24,6 +24,7 @@ def train(config: DictConfig) -> dict[str, float]:
     from longclip.banner import Banner
     from longclip.captions import Groups
     from longclip.export import export_run
+    from longclip.stopping import Stop
     from longclip.training import LongClip
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # the banner says it better
@@ -39,16 +40,17 @@ def train(config: DictConfig) -> dict[str, float]:
     terms = instantiate(config.recipe.terms)
     module = LongClip(tower, terms, groups.slots, instantiate(config.optim), seed=config.seed)
     data = instantiate(config.data, groups=groups, tokenizer=tower.tokenizer, preprocess=tower.preprocess_cfg)
-    benchmarks = instantiate(config.benchmark)
+    benchmarks, checkpoints = instantiate(config.benchmark), instantiate(config.checkpoints)
     trainer = instantiate(
         config.trainer,
         max_steps=config.samples // config.batch_size,
         logger=[instantiate(logger) for logger in config.logger.values()],
         callbacks=[
+            Stop(checkpoints),
             Banner(config.name, checkpoint),
             callbacks.progress(),
             instantiate(config.judge, benchmarks=benchmarks),
-            instantiate(config.checkpoints),
+            checkpoints,
             callbacks.Skips(),
             callbacks.Telemetry(),
         ],

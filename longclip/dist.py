@@ -51,11 +51,19 @@ def gather(x: Tensor) -> Tensor:
 
 def anywhere(flag: bool | Tensor, device: torch.device | None = None) -> bool:
     """Whether the flag holds on any process, so that all of them stop together or none does."""
+    return bool(highest([flag], device)[0])
+
+
+def highest(values: Sequence[int | Tensor], device: torch.device | None = None) -> list[int]:
+    """The largest of each value (integers or booleans) over all processes, in one collective."""
     if world() == 1:
-        return bool(flag)
-    flags = torch.as_tensor(flag, dtype=torch.int32, device=device).reshape(1)
-    torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
-    return bool(flags)
+        return [int(value) for value in values]
+    stacked = torch.stack(
+        [torch.as_tensor(value, dtype=torch.int32, device=device).reshape(()) for value in values]
+    )
+    torch.distributed.all_reduce(stacked, torch.distributed.ReduceOp.MAX)
+    largest: list[int] = stacked.tolist()
+    return largest
 
 
 def total(counts: Sequence[int]) -> list[int]:

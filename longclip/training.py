@@ -39,6 +39,7 @@ class LongClip(lightning.LightningModule):
     Attributes:
         samples_seen: images of the global batch trained on so far; the data position, too.
         steps_done: optimizer steps before this start.
+        asked: the signal that asks to stop after this step, 0 for none; see `stopping`.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class LongClip(lightning.LightningModule):
         self.weights = {name: term.weight for name, term in terms.items()}
         self.slots, self.optim, self.seed, self.micro_batch = slots, optim, seed, micro_batch
         self.needs = frozenset[str]().union(*(term.needs for term in terms.values()))
-        self.samples_seen = self.steps_done = 0
+        self.samples_seen = self.steps_done = self.asked = 0
         self._signature: dict[str, object] | None = None  # of the order in which the samples were seen
         _check_groups(terms, slots)
         tower.check_needs(self.needs)
@@ -66,7 +67,9 @@ class LongClip(lightning.LightningModule):
         with torch.autocast(self.device.type, enabled=False):  # losses are float32
             losses: dict[str, Loss] = {name: term(embeddings) for name, term in self.terms.items()}
             total = torch.stack([self.weights[name] * loss.value for name, loss in losses.items()]).sum()
-        if dist.anywhere(~torch.isfinite(total) | (batch.fault is not None), self.device):
+        bad = ~torch.isfinite(total) | (batch.fault is not None)
+        failed, self.asked = dist.highest((bad, self.asked), self.device)  # all go on, or none does
+        if failed:
             raise UserError(batch.fault or self._not_finite(total, losses, batch))
         if (self.global_step + 1) % self.log_every == 0:
             self.log_dict(_measures(total, losses, embeddings.scale), sync_dist=dist.world() > 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import random
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -211,5 +212,7 @@ def _as_is(batch: Batch) -> Batch:
 
 
 def _spare(worker: int) -> None:
-    """What a worker inherits is never collected: marking it would copy 120 MiB that it only shares."""
+    # What a worker inherits is never collected: marking it would copy 120 MiB that it only shares.
     gc.freeze()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # SLURM may signal every process of a step:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the one that trains answers (`stopping`)
