@@ -2,13 +2,14 @@
 
 In: projected patches of this process and a caption group. Out: contrast between each caption and the
 weighted mean of the patches that look like it. Patches never leave their image nor their process:
-only one vector per caption is gathered. Local legend: X captions of the global batch (G * K).
+only one vector per caption travels, and patches are read a few images at a time.
+Local legend: X captions of the global batch (G * K).
 """
 
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +17,15 @@ from torch.nn.functional import normalize
 
 from longclip import dist
 from longclip.objectives.contrastive import again_in_backward, cross_entropy
+from longclip.objectives.imagewise import imagewise
 from longclip.objectives.term import Loss, Term
 from longclip.types import Embeddings, UserError
 
 FLOOR = 1e-6
 """Similarities closer than this are equal: float32 cannot tell them apart."""
+
+TILE = 2**20
+"""Patch values in one tile (B-16: 10 images), of which about five copies live while it is worked on."""
 
 
 def group(text_BKE: Tensor, patches_BPE: Tensor, threshold: float | None = None) -> tuple[Tensor, Tensor]:
@@ -32,20 +37,43 @@ def group(text_BKE: Tensor, patches_BPE: Tensor, threshold: float | None = None)
     DreamLIP, Zheng et al. 2024, section 3.3, after SPARC, Bica et al. 2024, section 3.2; like SPARC
     the weights carry gradient, through the patches that pass the threshold.
 
-    text_BKE: L2-normalised. patches_BPE: projected, any length; normalised here. threshold: delta
-    in [0, 1], 1 / P where None. Caption k of image b meets the patches of image b and no others.
+    text_BKE: L2-normalised. patches_BPE: projected, any length, in any precision; normalised here, in
+    that of the text. threshold: delta in [0, 1], 1 / P where None. Caption k of image b meets the patches
+    of image b and no others.
     Returns grouped_BKE and weights_BKP: both all zero where no patch differs from the others (or the
     caption is absent and so a zero vector), else unit length and sum 1.
     """
-    patch_BPE = normalize(patches_BPE.float(), dim=-1)
+    patch_BPE = normalize(patches_BPE.to(text_BKE.dtype), dim=-1)
     delta = 1 / patch_BPE.shape[1] if threshold is None else threshold
-    similarity_BKP = text_BKE.float() @ patch_BPE.mT
+    similarity_BKP = text_BKE @ patch_BPE.mT
     low_BK1, high_BK1 = similarity_BKP.aminmax(dim=-1, keepdim=True)
     range_BK1 = high_BK1 - low_BK1
     scaled_BKP = (similarity_BKP - low_BK1) / range_BK1.clamp_min(FLOOR)
     passed_BKP = scaled_BKP.masked_fill((scaled_BKP < delta) | (range_BK1 < FLOOR), 0)
     weights_BKP = passed_BKP / passed_BKP.sum(-1, keepdim=True).clamp_min(FLOOR)
     return normalize(weights_BKP @ patch_BPE, dim=-1), weights_BKP
+
+
+class Grouped(NamedTuple):
+    """One vector for each caption, and how its weights are spread over the patches (see `entropy`)."""
+
+    grouped_BKE: Tensor
+    entropy_BK: Tensor  # no gradient
+
+
+def group_tiled(text_BKE: Tensor, patches_BPE: Tensor, threshold: float | None = None) -> Grouped:
+    """`group` for a whole batch, a few images at a time, forward and backward.
+
+    Beyond what goes in and comes out, and its gradients, memory does not grow with the batch.
+    """
+
+    def tile(text_bKE: Tensor, patches_bPE: Tensor) -> Grouped:
+        grouped_bKE, weights_bKP = group(text_bKE, patches_bPE, threshold)
+        return Grouped(grouped_bKE, entropy(weights_bKP.detach()))
+
+    size = max(1, TILE // patches_BPE[0].numel())
+    grouped_BKE, entropy_BK = imagewise(tile, (text_BKE, patches_BPE), size=size)
+    return Grouped(grouped_BKE, entropy_BK.detach())
 
 
 def contrast_over_batch(
@@ -119,22 +147,22 @@ class Grouping(Term):
     def forward(self, embeddings: Embeddings) -> Loss:
         """Raises UserError where there is a single caption to contrast with itself."""
         assert embeddings.patches_BPE is not None, "the towers leave out patches that this term needs"
-        text_BKE, mask_BK = embeddings.text(self.texts).float(), embeddings.mask(self.texts)
+        text_BKE, mask_BK = embeddings.text(self.texts), embeddings.mask(self.texts)
         mask_GK = embeddings.all_mask(self.texts)
         self._check_contrast(*mask_GK.shape)
-        grouped_BKE, weights_BKP = group(text_BKE, embeddings.patches_BPE, self.threshold)
+        grouped_BKE, entropy_BK = group_tiled(text_BKE, embeddings.patches_BPE, self.threshold)
         scale = self.logit_scale.exp()
         if self.negatives == "image":
             total = contrast_within_image(text_BKE, grouped_BKE, mask_BK, scale)
         else:
             total = contrast_over_batch(
-                embeddings.all_text(self.texts).float(),
+                embeddings.all_text(self.texts),
                 embeddings.gather(grouped_BKE),
                 mask_GK,
                 scale,
                 dist.rows(mask_BK.shape[0]),
             )
-        spread = (entropy(weights_BKP.detach()) * mask_BK).sum()
+        spread = (entropy_BK * mask_BK).sum()
         share = dist.world() / mask_GK.sum().clamp_min(1)
         return Loss(total * share, {"entropy": spread * share, "scale": scale.detach()})
 

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from longclip.objectives import Grouping
-from longclip.objectives.grouping import entropy, group
+from longclip.objectives import Grouping, grouping
+from longclip.objectives.grouping import entropy, group, group_tiled
 from longclip.types import UserError
 
 
@@ -46,6 +46,32 @@ def test_groups_equal_a_loop(embed, threshold):
         )
         torch.testing.assert_close(grouped[b, k].double(), want, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(weights[b, k].tolist(), w, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.6])
+def test_groups_of_a_few_images_at_a_time_equal_those_of_all(embed, monkeypatch, threshold):
+    monkeypatch.setattr(grouping, "TILE", 2 * 5 * 8)  # two images
+    for e in (embed(), embed(images=5)):
+        leaves = [x.double().requires_grad_() for x in (e.text_BKE, e.patches_BPE)]
+        grouped, weights = group(*leaves, threshold)
+        tiled = group_tiled(*leaves, threshold)
+        exact = {"rtol": 1e-10, "atol": 1e-10}
+        torch.testing.assert_close(tiled.grouped_BKE, grouped, **exact)
+        torch.testing.assert_close(tiled.entropy_BK, entropy(weights).detach(), **exact)
+        pull = torch.randn(grouped.shape, dtype=torch.float64)
+        got, want = (torch.autograd.grad((x * pull).sum(), leaves) for x in (tiled.grouped_BKE, grouped))
+        torch.testing.assert_close(got, want, **exact)
+
+
+def test_patches_may_come_in_the_compute_dtype(embed):
+    e = embed()
+    low = e.patches_BPE.bfloat16().requires_grad_()
+    term = Grouping("sub")
+    got = term(dataclasses.replace(e, patches_BPE=low)).value
+    torch.testing.assert_close(got, term(dataclasses.replace(e, patches_BPE=low.float())).value)
+    got.backward()
+    assert low.grad.dtype == torch.bfloat16
+    assert low.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize("negatives", ["batch", "image"])
