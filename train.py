@@ -38,8 +38,17 @@ def train(config: DictConfig) -> dict[str, float]:
     tower = instantiate(config.model)
     groups = Groups(instantiate(config.recipe.captions), seed=config.seed)
     terms = instantiate(config.recipe.terms)
-    module = LongClip(tower, terms, groups.slots, instantiate(config.optim), seed=config.seed)
-    data = instantiate(config.data, groups=groups, tokenizer=tower.tokenizer, preprocess=tower.preprocess_cfg)
+    module = LongClip(
+        tower, terms, groups.slots, instantiate(config.optim), config.seed, micro_batch=config.micro_batch
+    )
+    curriculum = instantiate(config.curriculum)
+    data = instantiate(
+        config.data,
+        groups=groups,
+        tokenizer=tower.tokenizer,
+        preprocess=tower.preprocess_cfg,
+        curriculum=curriculum,
+    )
     benchmarks, checkpoints = instantiate(config.benchmark), instantiate(config.checkpoints)
     trainer = instantiate(
         config.trainer,
@@ -49,6 +58,7 @@ def train(config: DictConfig) -> dict[str, float]:
             Stop(checkpoints),
             Banner(config.name, checkpoint),
             callbacks.progress(),
+            callbacks.Stages(curriculum),
             instantiate(config.judge, benchmarks=benchmarks),
             checkpoints,
             callbacks.Skips(),

@@ -50,6 +50,8 @@ class Banner(Callback):
         table.add_row("captions", ", ".join(f"{g} x {s.stop - s.start}" for g, s in module.slots.items()))
         table.add_row("terms", ", ".join(f"{n} (weight {t.weight:g})" for n, t in module.terms.items()))
         table.add_row("text", _text_line(module, data))
+        if stages := data.curriculum.describe():
+            table.add_row("curriculum", stages)
         table.add_row("precision", f"{trainer.precision} on {trainer.strategy.root_device}")
         if self.checkpoint:
             where = f"step {module.steps_done:,}, {module.samples_seen:,} samples, epoch "

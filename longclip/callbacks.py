@@ -15,7 +15,9 @@ import lightning
 from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
 
 from . import dist, runs
+from .curriculum import Curriculum
 from .evaluate import Evaluator, judge
+from .towers.image import check_sizes, patch_dropout
 from .types import Batch, UserError
 
 log = logging.getLogger(__name__)
@@ -118,6 +120,29 @@ class Checkpoints(Callback):
                 old.unlink()
 
 
+class Stages(Callback):
+    """The tower's part in a curriculum: refuses what the image tower cannot do, and sets the patch dropout.
+
+    The data makes the batches of the same stage on its own (`curriculum.Curriculum`).
+    """
+
+    def __init__(self, curriculum: Curriculum) -> None:
+        self.curriculum = curriculum
+
+    def on_fit_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        visual, sizes = module.tower.backbone.visual, self.curriculum.sizes
+        if sizes:
+            check_sizes(visual, sizes)
+        self.curriculum.check_model(module.tower.preprocess_cfg["size"], module.tower.context_length)
+        if self.curriculum.patch_dropout:
+            self.own = patch_dropout(visual).prob
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, module: Any, *_: Any) -> None:
+        if self.curriculum.patch_dropout:
+            share = self.curriculum.at(module.samples_seen).patch_dropout
+            patch_dropout(module.tower.backbone.visual).prob = self.own if share is None else share
+
+
 class Skips(Callback):
     """Damaged samples of all processes: logged, summed up at the end, a reason to stop if they are many."""
 
@@ -186,10 +211,12 @@ def token_counts(batch: Batch) -> dict[str, float]:
     """Tokens per image, share of captions and tokens cut, and how full a padded batch would have been."""
     lengths_BK, dropped_BK = batch.lengths_BK, batch.dropped_BK
     captions, tokens = int((lengths_BK > 0).sum()), int(lengths_BK.sum())
+    given = max(tokens + batch.withheld + int(dropped_BK.sum()), 1)
     return {
         "tokens_per_sample": tokens / len(batch.keys),
         "truncated_captions": float((dropped_BK > 0).sum()) / max(captions, 1),
-        "truncated_tokens": float(dropped_BK.sum()) / max(tokens + float(dropped_BK.sum()), 1.0),
+        "truncated_tokens": int(dropped_BK.sum()) / given,
+        "withheld_tokens": batch.withheld / given,
         "packing_fill": tokens / max(captions * batch.longest, 1),
     }
 

@@ -46,6 +46,7 @@ class Packed(NamedTuple):
     lengths_BK: Tensor  # int32; 0 where there is no caption
     dropped_BK: Tensor  # int32; tokens that the context length cut off
     longest: int  # max of lengths_BK
+    withheld: int = 0  # tokens of the whole batch that fit the context and were left out on purpose
 
 
 def repair(text: str) -> str:
@@ -97,15 +98,18 @@ class Tokenizer:
         return hashlib.sha256(self._kind.fingerprint().encode()).hexdigest()[:12]
 
 
-def pack(texts: Sequence[Sequence[Text | None]], tokenizer: Tokenizer) -> Packed:
+def pack(texts: Sequence[Sequence[Text | None]], tokenizer: Tokenizer, limit: int | None = None) -> Packed:
     """B rows of K slots each become one flat row of tokens.
 
     Every text is start + ids + end; ids beyond the context are cut and counted, the end token never is
-    (open_clip forces it into the last slot as well). A slot that is None owns no tokens.
+    (open_clip forces it into the last slot as well). A slot that is None owns no tokens. A `limit` below the
+    context cuts in the same way, for a curriculum; what it takes is withheld, not dropped.
     """
     prefix, suffix = tokenizer.prefix, tokenizer.suffix
     extra = len(prefix) + len(suffix)
     room = tokenizer.context_length - extra
+    kept = room if limit is None else min(limit - extra, room)
+    assert kept > 0, f"a limit of {limit} leaves no room for text"
     shape = (len(texts), len(texts[0]) if texts else 0)
     assert all(len(row) == shape[1] for row in texts), "every image has the same number of caption slots"
     tokens: list[int] = []
@@ -115,17 +119,19 @@ def pack(texts: Sequence[Sequence[Text | None]], tokenizer: Tokenizer) -> Packed
             counts.append(-extra)  # so that its length is 0
             continue
         tokens += prefix
-        tokens += text.ids[:room]
+        tokens += text.ids[:kept]
         tokens += suffix
         counts.append(len(text.ids))
     counts_BK = np.array(counts, np.int32).reshape(shape)
     dropped_BK = (counts_BK - room).clip(0)
-    lengths_BK = counts_BK - dropped_BK + extra
+    withheld_BK = (counts_BK - dropped_BK - kept).clip(0)
+    lengths_BK = counts_BK - dropped_BK - withheld_BK + extra
     return Packed(
         torch.from_numpy(np.fromiter(tokens, np.int32, len(tokens))),
         torch.from_numpy(lengths_BK),
         torch.from_numpy(dropped_BK),
         int(lengths_BK.max(initial=0)),
+        int(withheld_BK.sum()),
     )
 
 

@@ -17,7 +17,7 @@ import io
 import math
 import random
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import simplejpeg
@@ -114,6 +114,10 @@ class EvalTransform:
     def __post_init__(self) -> None:
         _one_of("resize_mode", self.resize_mode, ("shortest", "longest", "squash"))
         _one_of("interpolation", self.interpolation, ("bicubic", "bilinear"))
+
+    def sized(self, size: int | None) -> EvalTransform:
+        """The same for another side; None: for this one."""
+        return self if size is None else replace(self, size=size)
 
     def __call__(self, image_CHW: Tensor) -> Tensor:
         height, width = image_CHW.shape[1:]

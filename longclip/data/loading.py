@@ -6,6 +6,7 @@ same position whatever the number of workers or processes. A damaged sample is r
 
 from __future__ import annotations
 
+import copy
 import gc
 import random
 import signal
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from ..captions import Groups
+from ..curriculum import Curriculum
 from ..tokens import Tokenizer, pack
 from ..types import Batch, Record, Sample, Skip, Text, UserError
 from .corpus import Corpus
@@ -65,15 +67,15 @@ def view(image_CHW: Tensor, transform: EvalTransform, augment: Augment | None, w
     return augment(image_CHW, transform.size, random.Random(words), transform.interpolation)
 
 
-def collate(samples: Sequence[Sample], tokenizer: Tokenizer) -> Batch:
-    """Samples of equal image size -> one batch: pixels stacked, captions packed end to end.
+def collate(samples: Sequence[Sample], tokenizer: Tokenizer, limit: int | None = None) -> Batch:
+    """Samples of equal image size -> one batch: pixels stacked, captions (cut at `limit`) packed end to end.
 
     The pixels stay channels last in memory, as decoders make them; a worker puts them where the main
     process reads them, too.
     """
     pixels_BHWC = default_collate([sample.image_CHW.permute(1, 2, 0) for sample in samples])
     pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2)
-    packed = pack([sample.texts for sample in samples], tokenizer)
+    packed = pack([sample.texts for sample in samples], tokenizer, limit)
     columns = {name: torch.stack([sample.columns[name] for sample in samples]) for name in samples[0].columns}
     return Batch([sample.key for sample in samples], pixels_BCHW, *packed, columns=columns)
 
@@ -104,6 +106,12 @@ class Samples(torch.utils.data.Dataset[Sample]):
 
     def __len__(self) -> int:
         return len(self.data)
+
+    def sized(self, size: int | None) -> Samples:
+        """The same samples with images of another side; None: of the model's own."""
+        other = copy.copy(self)
+        other.transform = self.transform.sized(size)
+        return other
 
     def __getitem__(self, position: int) -> Sample:
         """The sample of a position; raises `Damaged` where it cannot be used."""
@@ -139,14 +147,18 @@ class Fetch(torch.utils.data.Dataset[Batch]):
     user sees; `Loader` raises it in the main process.
     """
 
-    def __init__(self, samples: Samples, tokenizer: Tokenizer) -> None:
+    def __init__(self, samples: Samples, tokenizer: Tokenizer, curriculum: Curriculum, rank: int) -> None:
         self.samples, self.tokenizer = samples, tokenizer
+        self.curriculum, self.rank = curriculum, rank
 
     def __getitem__(self, positions: list[int]) -> Batch:
         skips: list[Skip] = []
+        # Every rank has an equal slice: where the global batch begins, and so its stage, is arithmetic.
+        stage = self.curriculum.at(positions[0] - self.rank * len(positions))
         try:
-            samples = [self.samples.or_other(position, skips) for position in positions]
-            return collate(samples, self.tokenizer)._replace(skips=skips)
+            shown = self.samples.sized(stage.image_size)
+            samples = [shown.or_other(position, skips) for position in positions]
+            return collate(samples, self.tokenizer, stage.context_length)._replace(skips=skips)
         except UserError as error:
             return self.blank(len(positions), str(error))._replace(skips=skips)
 
@@ -172,6 +184,7 @@ class Loader(torch.utils.data.DataLoader[Batch]):
     Where it cannot go on, see `watching`.
 
     Args:
+        curriculum: image side and caption length of every batch.
         ledger: counts what was seen and left out.
     """
 
@@ -180,10 +193,11 @@ class Loader(torch.utils.data.DataLoader[Batch]):
         samples: Samples,
         tokenizer: Tokenizer,
         batches: Batches,
+        curriculum: Curriculum,
         workers: int = 0,
         ledger: Ledger | None = None,
     ) -> None:
-        self.fetch, self.ledger = Fetch(samples, tokenizer), ledger
+        self.fetch, self.ledger = Fetch(samples, tokenizer, curriculum, batches.rank), ledger
         super().__init__(
             self.fetch,
             batch_size=None,

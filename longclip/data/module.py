@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import lightning
 
 from ..captions import Groups
+from ..curriculum import Curriculum
 from ..tokens import Tokenizer
 from ..types import Batch, Sample, UserError
 from .corpus import Corpus, sources
@@ -56,6 +57,7 @@ class DataModule(lightning.LightningDataModule):
         groups: caption slots of the recipe.
         tokenizer: of the model.
         preprocess: size, resize_mode and interpolation of the model's images, as open_clip names them.
+        curriculum: image side and caption length while training, never when judging.
         sidecar: what else is known of the training samples.
         workers: processes that decode; 0 decodes in the main process.
         augment: random crops and the like; None shows images as judging does.
@@ -78,6 +80,7 @@ class DataModule(lightning.LightningDataModule):
         groups: Groups,
         tokenizer: Tokenizer,
         preprocess: Mapping[str, Any],
+        curriculum: Curriculum | None = None,
         sidecar: Join | None = None,
         workers: int = 1,
         augment: Augment | None = None,
@@ -91,6 +94,7 @@ class DataModule(lightning.LightningDataModule):
         self.plan, self.workers, self.sidecar = plan, workers, sidecar or Join()
         self.groups, self.tokenizer = groups, tokenizer
         self.transform, self.augment, self.prepare = transform_of(preprocess), augment, prepare
+        self.curriculum = curriculum or Curriculum()
         self.position = self._steps = 0
         self._opened: dict[str, Dataset] = {}
 
@@ -174,10 +178,11 @@ class DataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> Loader:
         """What is left of the run from `position` on: `len()` counts the steps before it, too."""
         self.ledger.size = len(self.corpus)
-        return Loader(self._samples(), self.tokenizer, self._batches(), self.workers, self.ledger)
+        batches = self._batches()
+        return Loader(self._samples(), self.tokenizer, batches, self.curriculum, self.workers, self.ledger)
 
     def probe(self, count: int) -> Batch:
-        """The first images of the run as one batch."""
+        """The first images of the run as one batch, whole, whatever the curriculum."""
         samples = self._samples()
         return collate([samples.or_other(position, []) for position in range(count)], self.tokenizer)
 

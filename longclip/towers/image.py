@@ -2,15 +2,28 @@
 
 Over open_clip's own modules. Patch tokens go through the same final norm and projection as the global
 feature, so that a caption and a patch can be compared (released grouping losses reshaped unprojected
-tokens into rows of another width).
+tokens into rows of another width). Images of a smaller side than the tower's own find their positions by
+interpolation on the way: what is trained and exported stays the tower's own table.
 """
 
 from __future__ import annotations
 
-from open_clip.transformer import VisionTransformer
+from collections.abc import Sequence
+
+import torch
+from open_clip.transformer import PatchDropout, VisionTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..types import UserError
+
+_TABLE = "positional_embedding"
+
+
+def encode(visual: nn.Module, pixels_BCHW: Tensor) -> Tensor:
+    """Normalised pixels -> image_BE, not normalised, at the tower's own side or (`check_sizes`) another."""
+    features: Tensor = _forward(visual, pixels_BCHW)
+    return features
 
 
 def encode_patches(visual: nn.Module, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -22,12 +35,68 @@ def encode_patches(visual: nn.Module, pixels_BCHW: Tensor) -> tuple[Tensor, Tens
     assert isinstance(visual, VisionTransformer)
     visual.output_tokens = True
     try:
-        image_BE, tokens_BPD = visual(pixels_BCHW)
+        image_BE, tokens_BPD = _forward(visual, pixels_BCHW)
     finally:
         visual.output_tokens = False
     if visual.final_ln_after_pool:
         tokens_BPD = visual.ln_post(tokens_BPD)
     return image_BE, tokens_BPD if visual.proj is None else tokens_BPD @ visual.proj
+
+
+def _forward(visual: nn.Module, pixels_BCHW: Tensor):  # type: ignore[no-untyped-def]  # as the tower says
+    if not isinstance(visual, VisionTransformer):
+        return visual(pixels_BCHW)
+    (height, width), (down, across) = pixels_BCHW.shape[-2:], visual.patch_size
+    grid = height // down, width // across
+    if grid == tuple(visual.grid_size):
+        return visual(pixels_BCHW)
+    rows_PD = positions(visual.positional_embedding, visual.grid_size, grid)
+    return torch.func.functional_call(visual, {_TABLE: rows_PD}, pixels_BCHW)
+
+
+def positions(table_PD: Tensor, own: Sequence[int], grid: Sequence[int]) -> Tensor:
+    """The position table of another grid of patches, with gradient: [1 + P, D] -> [1 + P', D].
+
+    open_clip's `resize_pos_embed`: the class token's row stays, the others are resampled bicubically with
+    antialiasing.
+    """
+    map_1DHW = table_PD[1:].float().reshape(1, own[0], own[1], -1).permute(0, 3, 1, 2)
+    map_1DHW = F.interpolate(map_1DHW, size=tuple(grid), mode="bicubic", antialias=True, align_corners=False)
+    return torch.cat([table_PD[:1], map_1DHW.flatten(2)[0].T.to(table_PD.dtype)])
+
+
+def patch_dropout(visual: nn.Module) -> PatchDropout:
+    """The module whose `prob` is the share of patches left out in training; put in where there is none.
+
+    Raises:
+        UserError: this tower has none of open_clip's.
+    """
+    if not isinstance(visual, VisionTransformer):
+        raise UserError(
+            f"curriculum.patch_dropout needs a ViT of open_clip's own, and the image tower is a "
+            f"{type(visual).__name__}; leave it out (curriculum.patch_dropout=null) or choose ViT-B-16"
+        )
+    if not isinstance(visual.patch_dropout, PatchDropout):
+        visual.patch_dropout = PatchDropout(0.0)
+    return visual.patch_dropout
+
+
+def check_sizes(visual: nn.Module, sizes: Sequence[int]) -> None:
+    """Raise UserError where this tower cannot see images of these sides."""
+    if isinstance(visual, VisionTransformer):
+        patch = max(visual.patch_size)
+        odd = [size for size in sizes if size % patch]
+        if odd:
+            near = max(patch, round(odd[0] / patch) * patch)
+            raise UserError(
+                f"curriculum.image_size has a stage of {odd[0]} pixels, which is no multiple of this tower's "
+                f"patches of {patch}; take {near}"
+            )
+    elif sizes and any("pos" in name for name, _ in visual.named_parameters()):
+        raise UserError(
+            f"curriculum.image_size needs a ViT of open_clip's own or a tower without positions; this "
+            f"{type(visual).__name__} has positions of one size: leave it out (curriculum.image_size=null)"
+        )
 
 
 def check_patches(visual: nn.Module) -> None:

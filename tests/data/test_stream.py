@@ -5,6 +5,7 @@ import json
 import logging
 import tarfile
 import tracemalloc
+from dataclasses import replace
 from itertools import islice, repeat
 
 import open_clip
@@ -155,7 +156,7 @@ def test_the_surface_is_that_of_the_data_module(folder):
 def test_captions_come_from_the_json_where_it_is_told(folder):
     data = module(str(folder), captions={"raw": "json.caption", "alt": "json.more.alt"})
     groups = Groups({"all": Whole(join=True)}, seed=0, shuffle=False)
-    data.view = data.view.__class__(groups, tokenizer(), data.view.transform, None)
+    data.view = replace(data.view, groups=groups, tokenizer=tokenizer(), augment=None)
     batch = data.probe(4)
     ids_SL = unpack(batch.tokens_T, batch.lengths_BK.flatten(), 77)
     texts = [f"{text(int(key))} Waves, {int(key)}. The sea." for key in batch.keys]

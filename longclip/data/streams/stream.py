@@ -19,6 +19,7 @@ import torch.utils.data
 
 from ... import dist
 from ...captions import Groups
+from ...curriculum import Curriculum
 from ...tokens import Tokenizer
 from ...types import Batch, Sample, UserError
 from ..faults import Ledger
@@ -45,7 +46,7 @@ class StreamModule(lightning.LightningDataModule):
         judge: folders of evaluation sets as `longclip shards` makes them.
         plan: its batches must be random and its `tokens` None; `epoch` is the number of samples in the tars,
             for the banner alone.
-        groups, tokenizer, preprocess, workers, augment, storage, max_faults: see `DataModule`.
+        groups, tokenizer, preprocess, curriculum, workers, augment, storage, max_faults: see `DataModule`.
 
     Attributes:
         position: images trained on so far.
@@ -62,6 +63,7 @@ class StreamModule(lightning.LightningDataModule):
         groups: Groups,
         tokenizer: Tokenizer,
         preprocess: Mapping[str, Any],
+        curriculum: Curriculum | None = None,
         workers: int = 1,
         augment: Augment | None = None,
         storage: Storage | None = None,
@@ -70,7 +72,8 @@ class StreamModule(lightning.LightningDataModule):
         super().__init__()
         self.storage, self.ledger = storage or Storage(), Ledger(max_faults)
         self.tars, self.urls = tars, tars.expanded
-        self.view = View(groups, tokenizer, transform_of(preprocess), augment)
+        self.curriculum = curriculum or Curriculum()
+        self.view = View(groups, tokenizer, transform_of(preprocess), augment, self.curriculum)
         self.root, self.judge, self.plan, self.workers = root, list(judge), plan, workers
         self.position = self._steps = 0
         if plan.batches != RANDOM or plan.tokens is not None:
@@ -120,10 +123,10 @@ class StreamModule(lightning.LightningDataModule):
         return StreamLoader(self._streamed(), self.workers, self._steps, self.ledger)
 
     def probe(self, count: int) -> Batch:
-        """The first images of the first stream as one batch, not shuffled."""
+        """The first images of the first stream as one batch, whole and not shuffled."""
         one = Plan(samples=count, batch_size=count, seed=self.plan.seed)
-        unshuffled = replace(self.tars, shuffle=0)
-        (batch,) = islice(Streamed(unshuffled, self.storage, self.view, one, 0, 0, 1), 1)
+        unshuffled, whole = replace(self.tars, shuffle=0), replace(self.view, curriculum=Curriculum())
+        (batch,) = islice(Streamed(unshuffled, self.storage, whole, one, 0, 0, 1), 1)
         if batch.fault is not None:
             raise UserError(batch.fault)
         return batch

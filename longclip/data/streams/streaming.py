@@ -22,6 +22,7 @@ import torch.utils.data
 
 from ...captions import Groups
 from ...captions import parse as caption
+from ...curriculum import Curriculum
 from ...tokens import Tokenizer
 from ...types import Batch, Caption, Sample, Skip, UserError
 from .. import loading
@@ -101,6 +102,7 @@ class View:
     tokenizer: Tokenizer
     transform: EvalTransform
     augment: Augment | None
+    curriculum: Curriculum
 
     def blank(self, size: int, fault: str) -> Batch:
         """What stands in for a batch that this process cannot have."""
@@ -132,10 +134,11 @@ class Streamed(torch.utils.data.IterableDataset[Batch]):
         for step in range(number, self.left, workers):
             skips: list[Skip] = []
             progress = min(1.0, self.position / self.plan.samples + step / max(1, self.left))
+            stage = self.view.curriculum.at(self.position + step * self.plan.batch_size)
+            transform = self.view.transform.sized(stage.image_size)
             try:
-                batch = collate(
-                    [self._next(found, progress, skips) for _ in range(self.size)], self.view.tokenizer
-                )
+                shown = [self._next(found, transform, progress, skips) for _ in range(self.size)]
+                batch = collate(shown, self.view.tokenizer, stage.context_length)
             except UserError as error:
                 yield self.view.blank(self.size, str(error))._replace(skips=skips)
                 return
@@ -169,7 +172,11 @@ class Streamed(torch.utils.data.IterableDataset[Batch]):
                 )
 
     def _next(
-        self, found: Iterator[tuple[int, Members | Damaged]], progress: float, skips: list[Skip]
+        self,
+        found: Iterator[tuple[int, Members | Damaged]],
+        transform: EvalTransform,
+        progress: float,
+        skips: list[Skip],
     ) -> Sample:
         """The next sample that can be used; the others are counted."""
         while True:
@@ -177,7 +184,7 @@ class Streamed(torch.utils.data.IterableDataset[Batch]):
             try:
                 if isinstance(item, Damaged):
                     raise item
-                return self._sample(item, epoch, progress)
+                return self._sample(item, transform, epoch, progress)
             except Damaged as error:
                 skips.append(Skip(error.reason, str(error)))
                 if len(skips) > LOST + self.size:
@@ -185,7 +192,7 @@ class Streamed(torch.utils.data.IterableDataset[Batch]):
                         f"{len(skips)} samples were no good for a batch of {self.size}; the last one: {error}"
                     ) from error
 
-    def _sample(self, found: Members, epoch: int, progress: float) -> Sample:
+    def _sample(self, found: Members, transform: EvalTransform, epoch: int, progress: float) -> Sample:
         content = next((found.members[kind] for kind in IMAGES if kind in found.members), None)
         try:
             if content is None:
@@ -195,7 +202,7 @@ class Streamed(torch.utils.data.IterableDataset[Batch]):
         except Damaged as error:
             raise Damaged(f"sample {found.key!r}: {error}", error.reason) from error
         words = f"{self.plan.seed}/{epoch}/{found.key}"
-        image_CHW = loading.view(image_CHW, self.view.transform, self.view.augment, words)
+        image_CHW = loading.view(image_CHW, transform, self.view.augment, words)
         return Sample(found.key, image_CHW, self.view.groups.show(captions, found.key, epoch, progress))
 
 
