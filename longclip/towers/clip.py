@@ -108,7 +108,8 @@ class DualTower(nn.Module):
                 self.backbone, tokens_T, lengths_S, self.context_length, self.tokenizer.pad_id
             )
         else:
-            text_SE = self._encode_packed(self.backbone, tokens_T, Layout(lengths_S, longest))
+            layout = Layout(lengths_S, longest, len(tokens_T))
+            text_SE = self._encode_packed(self.backbone, tokens_T, layout)
         return F.normalize(text_SE.float(), dim=-1)
 
     def encode_captions(self, captions: list[str]) -> Tensor:

@@ -73,8 +73,7 @@ def encode_padded(model: Any, tokens_T: Tensor, lengths_S: Tensor, context: int,
 def _block(block: Any, x_TD: Tensor, layout: Layout) -> Tensor:
     attn = block.attn
     qkv = F.linear(block.ln_1(x_TD), attn.in_proj_weight, attn.in_proj_bias)
-    q, k, v = (part.unflatten(-1, (attn.num_heads, -1)) for part in qkv.chunk(3, dim=-1))
-    mixed = attn.out_proj(packed_attention(q, k, v, layout).flatten(1))
+    mixed = attn.out_proj(packed_attention(qkv.unflatten(1, (3, attn.num_heads, -1)), layout).flatten(1))
     x_TD = x_TD + block.ls_1(mixed)
     return x_TD + block.ls_2(block.mlp(block.ln_2(x_TD)))
 
@@ -86,7 +85,7 @@ def _last_block(block: Any, x_TD: Tensor, layout: Layout) -> Tensor:
     end_SD, normed_end_SD = x_TD.index_select(0, layout.ends_S), normed_TD.index_select(0, layout.ends_S)
     q = F.linear(normed_end_SD, attn.in_proj_weight[:width], attn.in_proj_bias[:width])
     kv = F.linear(normed_TD, attn.in_proj_weight[width:], attn.in_proj_bias[width:])
-    k, v = (part.unflatten(-1, (attn.num_heads, -1)) for part in kv.chunk(2, dim=-1))
-    mixed = attn.out_proj(end_attention(q.unflatten(-1, (attn.num_heads, -1)), k, v, layout).flatten(1))
+    q, kv = q.unflatten(1, (attn.num_heads, -1)), kv.unflatten(1, (2, attn.num_heads, -1))
+    mixed = attn.out_proj(end_attention(q, kv, layout).flatten(1))
     end_SD = end_SD + block.ls_1(mixed)
     return end_SD + block.ls_2(block.mlp(block.ln_2(end_SD)))

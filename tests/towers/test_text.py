@@ -38,7 +38,7 @@ def test_packed_equals_padded(kind, text):
     model = make(kind, **text)
     other = copy.deepcopy(model)
     tokens_T, lengths_S, padded = captions()
-    packed_SE = encode_packed(model, tokens_T, Layout(lengths_S, 64))
+    packed_SE = encode_packed(model, tokens_T, Layout(lengths_S, 64, len(tokens_T)))
     padded_SE = other.encode_text(padded)
     assert (packed_SE - padded_SE).abs().max() < 2e-6
     weight = torch.randn_like(packed_SE)
@@ -57,7 +57,7 @@ def test_recomputed_blocks_give_the_same_gradients():
     for recompute in (False, True):
         model = make()
         model.set_grad_checkpointing(recompute)
-        encode_packed(model, tokens_T, Layout(lengths_S, 64)).square().sum().backward()
+        encode_packed(model, tokens_T, Layout(lengths_S, 64, len(tokens_T))).square().sum().backward()
         grads.append(model.token_embedding.weight.grad)
     assert torch.equal(*grads)
 
