@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from . import dist
+from . import dist, sharding
 from .objectives.term import Loss, Term
 from .optim import AdamW, clamp_temperatures
-from .sharding import shard
 from .towers.chunks import check_chunkable
 from .towers.clip import DualTower
 from .types import Batch, UserError
@@ -60,6 +59,8 @@ class LongClip(lightning.LightningModule):
         self._signature: dict[str, object] | None = None  # of the order in which the samples were seen
         _check_groups(terms, slots)
         tower.check_needs(self.needs)
+        for term in terms.values():
+            term.build(tower.model_cfg["embed_dim"])
         check_chunkable(tower, micro_batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -76,8 +77,7 @@ class LongClip(lightning.LightningModule):
         return total
 
     def configure_model(self) -> None:
-        if self.device_mesh is not None:  # a strategy that wants the model split
-            shard(self.tower, self.terms.values())
+        sharding.prepare(self.tower, self.terms.values(), self.device_mesh)
 
     def configure_optimizers(self) -> Optimizer:
         return self.optim.build(self)

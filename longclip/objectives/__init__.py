@@ -5,6 +5,7 @@ file here (or anywhere) with a subclass of `Term` and name it in a recipe.
 """
 
 from longclip.objectives.components import PrimaryComponents
+from longclip.objectives.conditioned import TextConditioned
 from longclip.objectives.contrastive import Contrastive
 from longclip.objectives.grouping import Grouping
 from longclip.objectives.sigmoid import Sigmoid
@@ -17,4 +18,5 @@ __all__ = [
     "PrimaryComponents",
     "Sigmoid",
     "Term",
+    "TextConditioned",
 ]

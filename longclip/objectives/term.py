@@ -37,6 +37,12 @@ class Term(nn.Module, abc.ABC):
         self.texts = texts
         self.weight = weight
 
+    def build(self, width: int) -> None:
+        """Make what depends on the width E of the embeddings, such as a pooling head.
+
+        Called once, before the optimizer is made. What a term makes is trained, and never exported.
+        """
+
     @abc.abstractmethod
     def forward(self, embeddings: Embeddings) -> Loss:
         """The loss of the global batch, as this process's share of it (see `Loss`)."""

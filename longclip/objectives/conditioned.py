@@ -1,0 +1,174 @@
+"""FLAIR's loss: what a caption finds in an image must look like the caption.
+
+In: patches of this process's images and a caption group. Out: a logistic loss over (image, caption) pairs,
+each judged by the patches that the caption attends to, and one over global features. Captions travel to
+all processes, patches stay where they are, and what captions found in images lives for one tile of pairs.
+Local legend: J captions that an image meets, X captions that all images meet.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid, normalize
+
+from longclip import dist
+from longclip.objectives.imagewise import imagewise
+from longclip.objectives.pooling import PoolingHead, Weights, pool
+from longclip.objectives.sigmoid import pairwise_sigmoid
+from longclip.objectives.term import Loss, Term
+from longclip.types import Embeddings, UserError
+
+PAIRS = 4096
+"""Pairs in one tile: each holds about eight vectors of width E while it is worked on."""
+
+
+class Captions(NamedTuple):
+    """Captions as an image meets them; the axes before E are K of B images, or X."""
+
+    query: Tensor  # [..., E], what the pooling head makes of the text
+    text: Tensor  # [..., E], L2-normalised
+
+
+def conditioned_sigmoid(
+    patches_BPE: Tensor,
+    own: Captions,
+    others: Captions,
+    valid_BJ: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    weights: Weights,
+    heads: int,
+) -> Tensor:
+    """Of each image, the logistic loss over its own captions and those of other images, [B].
+
+        L_i = -sum over valid j of log sigmoid(z (s cos(v_ij, t_j) + c)),  v_ij = pool(t_j, patches of i)
+        z = 1 for the image's own captions, -1 for others
+
+    FLAIR, Xiao et al. 2025, equation 3, before its mean. own: [B, K, E]; others: [X, E], the same for
+    every image; valid_BJ, J = K + X: which of both count, own captions first. Pooled vectors of at most
+    PAIRS pairs are alive at a time, forward and backward.
+    """
+    slots, loss_B = own.text.shape[1], patches_BPE.new_zeros(len(patches_BPE), dtype=own.text.dtype)
+    tile = partial(_pair_losses, heads)
+    for start in range(0, len(others.text), PAIRS):
+        block = slice(start, start + PAIRS)
+        kept = slice(slots if start == 0 else 0)  # an image meets its own captions once
+        valid_BX = valid_BJ[:, slots:][:, block]
+        images = (
+            patches_BPE,
+            torch.cat([valid_BJ[:, kept], valid_BX], 1),
+            own.query[:, kept],
+            own.text[:, kept],
+        )
+        shared = (others.query[block], others.text[block], scale, bias, *weights)
+        loss_B = loss_B + imagewise(tile, images, shared, max(1, PAIRS // images[1].shape[1]))[0]
+    return loss_B
+
+
+def _pair_losses(
+    heads: int,
+    patches_bPE: Tensor,
+    valid_bJ: Tensor,
+    own_query_bKE: Tensor,
+    own_text_bKE: Tensor,
+    query_XE: Tensor,
+    text_XE: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    *weights: Tensor,
+) -> tuple[Tensor]:
+    images, slots = own_text_bKE.shape[:2]
+    query_bJE = torch.cat([own_query_bKE, query_XE.expand(images, -1, -1)], 1)
+    text_bJE = torch.cat([own_text_bKE, text_XE.expand(images, -1, -1)], 1)
+    found_bJE = pool(query_bJE, patches_bPE, Weights(*weights), heads).to(text_bJE.dtype)
+    logits_bJ = scale * (normalize(found_bJE, dim=-1) * text_bJE).sum(-1) + bias
+    sign_J = torch.ones_like(logits_bJ[0])
+    sign_J[slots:] = -1
+    return (-logsigmoid(sign_J * logits_bJ).masked_fill(~valid_bJ, 0).sum(1),)
+
+
+def one_of_each(mask_GK: Tensor) -> tuple[Tensor, Tensor]:
+    """For every image the slot of the caption that other images meet, and whether it has any, [G] each.
+
+    Image g shows the (g mod n)-th of its n captions: one that is random where images are shuffled, without
+    random numbers on which processes would have to agree.
+    """
+    count_G = mask_GK.sum(1)
+    turn_G = torch.arange(len(mask_GK), device=mask_GK.device) % count_G.clamp_min(1)
+    chosen_GK = mask_GK & (mask_GK.cumsum(1) - 1 == turn_G[:, None])
+    return chosen_GK.int().argmax(1), count_G > 0
+
+
+class TextConditioned(Term):
+    """FLAIR's objective on one caption group: half text-conditioned, half global.
+
+        L = (L_tcs + L_mps) / 2
+        L_tcs = sum of the pairs' logistic losses / (G + K - 1), the captions that an image meets
+        L_mps = sum of SigLIP's losses over all (image, caption) pairs / (G K), the captions there are
+
+    FLAIR, Xiao et al. 2025, section 3.3; both with the same temperature and offset. An image meets its K
+    captions and one caption of every other image, the same one for all images (the paper draws it anew
+    for each). Where captions are absent, the divisors count those that are there: their mean over images
+    for L_tcs. heads: of the pooling head, which is trained and not exported.
+    Measures: `conditioned`, `global`, `scale`, `bias`.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"patches"})
+    head: PoolingHead
+
+    def __init__(self, texts: str, weight: float = 1.0, heads: int = 8) -> None:
+        super().__init__(texts, weight)
+        self.heads = heads
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.logit_bias = nn.Parameter(torch.tensor(-10.0))
+
+    def build(self, width: int) -> None:
+        """Raises UserError where the heads do not divide the width."""
+        if self.heads < 1 or width % self.heads:
+            raise UserError(
+                f"The pooling head has {self.heads} heads, which do not divide the {width} values of this "
+                "model's embeddings. Set the term's heads to a divisor of that, such as 8."
+            )
+        self.head = PoolingHead(width, self.heads)
+
+    def forward(self, embeddings: Embeddings) -> Loss:
+        """A global batch of one image is allowed: its captions are then all positive."""
+        with torch.autocast(embeddings.image_BE.device.type, enabled=False):
+            scale = self.logit_scale.exp()
+            conditioned, everywhere = self._conditioned(embeddings, scale), self._global(embeddings, scale)
+        measures = {"conditioned": conditioned, "global": everywhere, "scale": scale, "bias": self.logit_bias}
+        return Loss((conditioned + everywhere) / 2, {name: x.detach() for name, x in measures.items()})
+
+    def _global(self, embeddings: Embeddings, scale: Tensor) -> Tensor:
+        """This process's share of L_mps."""
+        image_BE, text_GKE = embeddings.image_BE, embeddings.all_text(self.texts)
+        mask_GK, rows = embeddings.all_mask(self.texts), dist.rows(len(image_BE))
+        total = pairwise_sigmoid(image_BE, text_GKE, mask_GK, scale, self.logit_bias, rows)
+        return total * dist.world() / mask_GK.sum().clamp_min(1)
+
+    def _conditioned(self, embeddings: Embeddings, scale: Tensor) -> Tensor:
+        """This process's share of L_tcs."""
+        assert embeddings.patches_BPE is not None, "the towers leave out patches that this term needs"
+        text_BKE, text_GKE = embeddings.text(self.texts), embeddings.all_text(self.texts)
+        mask_GK, rows = embeddings.all_mask(self.texts), dist.rows(len(text_BKE))
+        slot_G, present_G = one_of_each(mask_GK)
+        index_G = torch.arange(len(mask_GK), device=mask_GK.device)
+        other_GE = text_GKE[index_G, slot_G]
+        others_BG = present_G & (index_G[rows, None] != index_G)
+        loss_B = conditioned_sigmoid(
+            embeddings.patches_BPE,
+            Captions(self.head.queries(text_BKE), text_BKE),
+            Captions(self.head.queries(other_GE), other_GE),
+            torch.cat([mask_GK[rows], others_BG], 1),
+            scale,
+            self.logit_bias,
+            self.head.weights(),
+            self.heads,
+        )
+        pairs = mask_GK.sum() + (len(mask_GK) - 1) * present_G.sum()
+        return loss_B.sum() * dist.world() * len(mask_GK) / pairs.clamp_min(1)
