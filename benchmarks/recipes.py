@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -88,24 +89,26 @@ def _options() -> argparse.Namespace:
 def _train(name: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
     """One training in a process of its own; its final judgement."""
     run = options.runs / f"{name.replace(',', '').replace(' ', '-')}-seed{seed}"
-    if not _finished(run, options.samples):
-        started = time.monotonic()
-        command = [sys.executable, "train.py", *RECIPES[name], f"seed={seed}", f"samples={options.samples}"]
-        command += [f"runs={run.parent}", f"name={run.name}", "resume=auto", "export=null"]
-        threads = max(processors() // options.jobs, 1)
-        command += ["data.workers=0"] if threads == 1 else []
-        subprocess.run(
-            command,
-            check=True,
-            stdout=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-        )
-        print(f"{run}: {time.monotonic() - started:.0f} s", flush=True)
+    train(run, [*RECIPES[name], f"seed={seed}"], options.samples, max(processors() // options.jobs, 1))
     metrics: dict[str, float] = json.loads((run / "metrics.json").read_text())
     return metrics
 
 
-def _finished(run: Path, samples: int) -> bool:
+def train(run: Path, overrides: Sequence[str], samples: int, threads: int) -> None:
+    """`python train.py` in a process of its own; an unfinished run goes on, a finished one is left alone."""
+    if finished(run, samples):
+        return
+    started = time.monotonic()
+    command = [sys.executable, "train.py", *overrides, f"samples={samples}", "export=null"]
+    command += [f"runs={run.parent}", f"name={run.name}", "resume=auto"]
+    command += ["data.workers=0"] if threads == 1 else []
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+    print(f"{run}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+def finished(run: Path, samples: int) -> bool:
+    """Whether a run was judged at its end."""
     found = runs.judgements(run)
     return bool(found) and found[-1]["samples_seen"] >= samples * 0.98  # whole batches only
 
