@@ -18,6 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from . import documents
 from .measures import Row, save, show
 
 _ORDER = [
@@ -49,6 +50,8 @@ def main() -> None:
     show(rows, f"{title}: QUICK, THESE FIGURES MEAN NOTHING" if options.quick else title)
     if options.json:
         save(rows, options.json)
+    if options.markdown:
+        documents.replace(options.markdown, "goals", documents.of_rows(rows))
 
 
 def run(parts: list[str], quick: bool, captions: Path | None) -> list[Row]:
@@ -82,6 +85,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--captions", type=Path, help="a text file whose captions' lengths are measured, too")
     parser.add_argument("--json", type=Path, help="write the rows there, too")
+    parser.add_argument("--markdown", type=Path, help="a document that has marks for the table")
     return parser.parse_args()
 
 
