@@ -6,7 +6,7 @@ from torch import Tensor, distributed
 from torch.nn.functional import normalize
 
 from longclip import dist
-from longclip.objectives import Contrastive, Grouping, PrimaryComponents, Sigmoid, Term
+from longclip.objectives import Contrastive, Grouping, PrimaryComponents, Sigmoid, Term, TextConditioned
 from longclip.types import Embeddings
 
 IMAGES, SLOTS, WIDTH, PATCHES = 8, 5, 12, 6
@@ -14,7 +14,8 @@ GROUPS = {"raw": slice(0, 1), "sub": slice(1, 5)}
 
 
 def terms() -> dict[str, Term]:
-    return {
+    torch.manual_seed(0)  # the same heads on every process
+    made: dict[str, Term] = {
         "single": Contrastive("raw"),
         "multi": Contrastive("sub", label_smoothing=0.1),
         "components": PrimaryComponents("raw", k=3, label_smoothing=0.1),
@@ -22,7 +23,11 @@ def terms() -> dict[str, Term]:
         "grouping": Grouping("sub"),
         "within": Grouping("sub", threshold=0.3, negatives="image"),
         "sigmoid": Sigmoid("sub"),
+        "conditioned": TextConditioned("sub", heads=4),
     }
+    for term in made.values():
+        term.build(WIDTH)
+    return made
 
 
 def leaves() -> tuple[dict[str, Tensor], Tensor]:
@@ -120,8 +125,10 @@ def test_every_term_teaches_what_it_reads():
     """So that the agreement above is not one of zeros."""
     whole = judge()
     for name, term in terms().items():
-        reads = "patches" if term.needs else "image"
-        learns = {"text", reads, *dict(term.named_parameters())}
+        reads = {"patches"} if term.needs else {"image"}
+        if isinstance(term, TextConditioned):
+            reads = {"patches", "image"}
+        learns = {"text", *reads, *dict(term.named_parameters())}
         grads = {key: whole[f"{name}/grad/{key}"] for key in ("image", "text", "patches", *learns)}
         assert {key for key, grad in grads.items() if grad.abs().max() > 1e-4} == learns, name
 
