@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from . import dist, sharding
+from . import dist
 from .objectives.term import Loss, Term
 from .optim import AdamW, clamp_temperatures
+from .strategies import sharding
 from .towers.chunks import check_chunkable
 from .towers.clip import DualTower
 from .types import Batch, UserError
