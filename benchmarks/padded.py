@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-import open_clip
 import torch
 from open_clip.model import CLIP
 from torch import Tensor
+
+from longclip.towers import configs
 
 from .lengths import LONG, SHORT
 
@@ -27,6 +28,7 @@ class Captions(NamedTuple):
     padded_SL: Tensor  # all that exist, LONG tokens each
     short_SL: Tensor  # the sub-captions, SHORT tokens each
     long_BL: Tensor  # the long ones, LONG tokens each
+    order_S: Tensor  # where each caption stands in short_SL and long_BL together
 
     @property
     def longest(self) -> int:
@@ -38,18 +40,20 @@ def captions(lengths_BK: np.ndarray, short: int = SHORT, long: int = LONG) -> Ca
     rng = np.random.default_rng(0)
     kept = [[_words(rng, int(length)) for length in row if length] for row in lengths_BK]
     flat = [ids for row in kept for ids in row]
+    is_long = np.array([place == len(row) - 1 for row in kept for place in range(len(row))])
     return Captions(
         torch.from_numpy(lengths_BK.astype(np.int32)),
         torch.from_numpy(np.concatenate(flat).astype(np.int32)),
         _table(flat, long),
         _table([ids for row in kept for ids in row[:-1]], short),
         _table([row[-1] for row in kept], long),
+        torch.from_numpy(np.argsort(np.argsort(is_long, kind="stable"))),
     )
 
 
 def config(name: str, layers: int | None = None, context: int = LONG) -> dict[str, Any]:
-    """open_clip's configuration, for long captions; with so many layers in both towers, if that is given."""
-    found: dict[str, Any] = open_clip.get_model_config(name)
+    """Of an architecture, for long captions; with so many layers in both towers, if given."""
+    found = configs.named(name)
     found["text_cfg"]["context_length"] = context
     if layers:
         found["text_cfg"]["layers"] = found["vision_cfg"]["layers"] = layers
@@ -68,13 +72,14 @@ def at_full_context(model: Any, captions: Captions) -> Tensor:
 
 
 def at_two_lengths(model: Any, captions: Captions) -> Tensor:
-    """Sub-captions at 77 tokens, long ones at the context: first all of the former, then the latter."""
+    """Sub-captions at 77 tokens, long ones at the context."""
     short = captions.short_SL
     # As encode_text, which refuses a table narrower than the context.
     x_SLD = model.token_embedding(short) + model.positional_embedding[: short.shape[1]]
     x_SLD = model.transformer(x_SLD, attn_mask=model.attn_mask[: short.shape[1], : short.shape[1]])
     end_SD = model.ln_final(x_SLD)[torch.arange(len(short)), short.argmax(1)]
-    return torch.cat([end_SD @ model.text_projection, model.encode_text(captions.long_BL)])
+    both = torch.cat([end_SD @ model.text_projection, model.encode_text(captions.long_BL)])
+    return both.index_select(0, captions.order_S)
 
 
 def _words(rng: np.random.Generator, length: int) -> np.ndarray:
