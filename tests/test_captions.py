@@ -16,6 +16,7 @@ from longclip.captions import (
     Debias,
     First,
     Groups,
+    Merged,
     Policy,
     Sentences,
     Source,
@@ -281,6 +282,30 @@ def test_merged_sentences_stay_within_their_caption() -> None:
         assert all(len({i // 100 for i in text.ids}) == 1 for text in texts)
 
 
+def test_merged_shows_one_to_three_sentences_half_of_them_in_a_row() -> None:
+    given = [made("a", 4, 100), made("b", 4, 200)]
+    rows = {
+        sum((s.ids for s in c.sentences[i : i + n]), ()) for c in given for i in range(4) for n in (1, 2, 3)
+    }
+    seen = [text.ids for texts in drawn(Merged(1), given, 3000) for text in texts]
+    sizes = Counter(len(ids) // 2 for ids in seen)
+    assert sizes.keys() == {1, 2, 3}
+    assert all(900 < times < 1100 for times in sizes.values()), sizes
+    assert {s.ids[0] for c in given for s in c.sentences} == {ids[0] for ids in seen}
+    several = [ids for ids in seen if len(ids) > 2]
+    in_a_row = sum(ids in rows for ids in several) / len(several)
+    # Random ones are in a row by chance: 6 of 56 ordered pairs, 4 of 336 ordered triples.
+    assert abs(in_a_row - (0.5 + 0.5 * (6 / 56 + 4 / 336) / 2)) < 0.04
+    assert all(len(set(ids)) == len(ids) for ids in seen)
+
+
+def test_merged_leaves_slots_empty_where_it_drew_the_same() -> None:
+    for texts in drawn(Merged(8), [made("a", 2)], 50):
+        assert len({text.ids for text in texts}) == len(texts) <= 4
+    assert Merged(8)([], random.Random(0)) == []
+    assert Merged(2, source="none")([made("a", 2)], random.Random(0)) == []
+
+
 def test_boxes_follow_their_sentences() -> None:
     left, right = (0.0, 0.0, 0.4, 0.5), (0.3, 0.2, 0.9, 0.6)
     a, b, c = made("a", 3).sentences
@@ -341,6 +366,8 @@ def test_all_gives_each_caption_a_slot() -> None:
         (lambda: Sentences(0), "Sentences.count is 0"),
         (lambda: Sentences(2, merge=0), "Sentences.merge is 0"),
         (lambda: Sentences("6"), "Sentences.count is '6'"),  # type: ignore[arg-type]
+        (lambda: Merged(0), "Merged.count is 0"),
+        (lambda: Merged(2, most=0), "Merged.most is 0"),
         (lambda: Whole(limit=2), "Whole.limit is 2.* at least 3"),
         (lambda: All(0), "All.count is 0"),
         (lambda: Debias(2), "Debias.context_length is 2"),

@@ -10,7 +10,7 @@ from longclip.sentences import parse, split, texts_of, tokenise
 
 from .groups import Groups
 from .mixing import Best, Likely, Mix
-from .policies import All, Debias, First, Policy, Sentences, Source, Whole
+from .policies import All, Debias, First, Merged, Policy, Sentences, Source, Whole
 
 __all__ = [
     "All",
@@ -19,6 +19,7 @@ __all__ = [
     "First",
     "Groups",
     "Likely",
+    "Merged",
     "Mix",
     "Policy",
     "Sentences",

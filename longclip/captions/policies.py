@@ -105,6 +105,39 @@ class Sentences:
 
 
 @dataclass(frozen=True)
+class Merged:
+    """`count` sub-captions of one to `most` sentences (FLAIR, CVPR 2025, arXiv 2412.03561).
+
+    For each, n ~ U{1..most} sentences: with equal chances n in a row of one caption, or n of all
+    admitted captions in random order; fewer where there are fewer. Those with equal ids count once, as
+    in `Sentences`, and the remaining slots are masked.
+    """
+
+    count: int
+    most: int = 3
+    source: Sources = None
+
+    def __post_init__(self) -> None:
+        _at_least("Merged.count", self.count, 1)
+        _at_least("Merged.most", self.most, 1)
+
+    def __call__(self, captions: Sequence[Caption], rng: random.Random, progress: float = 0.0) -> list[Text]:
+        of = [caption for caption in admitted(captions, self.source) for _ in caption.sentences]
+        pool = [s for caption in admitted(captions, self.source) for s in caption.sentences]
+        drawn: dict[tuple[int, ...], Text] = {}
+        for _ in range(self.count if pool else 0):
+            n = rng.randint(1, self.most)
+            if rng.random() < 0.5:
+                row = rng.choice(of).sentences  # a longer caption is chosen more often
+                start = rng.randint(0, max(0, len(row) - n))
+                merged = text(row[start : start + n])
+            else:
+                merged = text(rng.sample(pool, min(n, len(pool))))
+            drawn.setdefault(merged.ids, merged)
+        return list(drawn.values())
+
+
+@dataclass(frozen=True)
 class Debias:
     """DeBias-CLIP's short caption (CVPR 2026, arXiv 2602.22419): no shortcut through the first sentence.
 
