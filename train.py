@@ -18,7 +18,7 @@ def train(config: DictConfig) -> dict[str, float]:
     import lightning
     from lightning.pytorch.utilities import rank_zero_only
 
-    from conf.launch import instantiate
+    from conf.launch import instantiate, own_name
     from eval import report
     from longclip import callbacks, models, runs
     from longclip.banner import Banner
@@ -28,6 +28,7 @@ def train(config: DictConfig) -> dict[str, float]:
     from longclip.training import LongClip
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # the banner says it better
+    config.name = own_name(config)
     run = Path(config.runs) / config.name
     leader = getattr(rank_zero_only, "rank", 0) == 0
     checkpoint = runs.claim(run, config.resume, leader)

@@ -1,7 +1,8 @@
 """Start a Hydra program: compose, run, and turn a user's mistake into a sentence instead of a traceback.
 
 `launch(task, "train")` composes `conf/train.yaml` with the command line and calls `task(config)`.
-Exit codes: 0 done, 1 the program failed (with traceback), 2 the user can mend it (one sentence).
+Exit codes: 0 done, 1 the program failed (with traceback), 2 the user can mend it (one sentence);
+85 and 143 see `longclip.stopping`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from typing import Any
 
 import hydra
 import hydra.utils
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -45,6 +48,12 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
             raise
         print(f"\nerror: {sentence}", file=sys.stderr)
         sys.exit(2)
+
+
+def own_name(config: DictConfig) -> str:
+    """The run's name; in a sweep (`-m`) with the job's number, as each needs a run directory of its own."""
+    job = HydraConfig.get()
+    return f"{config.name}-{job.job.num}" if job.mode == RunMode.MULTIRUN else str(config.name)
 
 
 def instantiate(config: Any, **extra: Any) -> Any:
