@@ -38,6 +38,12 @@ class Wandb(WandbLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self.experiment.log(dict(metrics), step=step)
 
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        if self._experiment is not None:  # else the next job of a sweep would go on in this run
+            self._experiment.finish(exit_code=int(status != "success"))
+            self._experiment = None
+
 
 def identity(run: Path) -> str:
     """The run's id, made up at its first start; "" on processes that come before the first one has."""
