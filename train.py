@@ -20,11 +20,12 @@ def train(config: DictConfig) -> dict[str, float]:
 
     from conf.launch import instantiate, own_name
     from eval import report
-    from longclip import callbacks, models, runs
+    from longclip import callbacks, runs
     from longclip.banner import Banner
     from longclip.captions import Groups
     from longclip.export import export_run
     from longclip.stopping import Stop
+    from longclip.stored import Stored
     from longclip.training import LongClip
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # the banner says it better
@@ -33,7 +34,7 @@ def train(config: DictConfig) -> dict[str, float]:
     leader = getattr(rank_zero_only, "rank", 0) == 0
     checkpoint = runs.claim(run, config.resume, leader)
     if checkpoint:
-        models.read_checkpoint(checkpoint)  # a torn or foreign file is refused before anything is built
+        Stored(checkpoint)  # a torn or foreign one is refused before anything is built
     lightning.seed_everything(config.seed, verbose=False)
 
     tower = instantiate(config.model)
@@ -50,7 +51,10 @@ def train(config: DictConfig) -> dict[str, float]:
         preprocess=tower.preprocess_cfg,
         curriculum=curriculum,
     )
-    benchmarks, checkpoints = instantiate(config.benchmark), instantiate(config.checkpoints)
+    benchmarks, checkpoints = (
+        instantiate(config.benchmark),
+        instantiate(config.checkpoints, resume=checkpoint),
+    )
     trainer = instantiate(
         config.trainer,
         max_steps=config.samples // config.batch_size,
@@ -68,7 +72,7 @@ def train(config: DictConfig) -> dict[str, float]:
     )
     if leader:
         runs.write_config(run, OmegaConf.to_yaml(config, resolve=True))
-    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    trainer.fit(module, data)
 
     if not leader:
         return {}

@@ -1,8 +1,7 @@
-"""What happens around the steps: judging, checkpoints, telemetry, progress. No arithmetic on the loss."""
+"""What happens around the steps: judging, telemetry, progress. No arithmetic on the loss."""
 
 from __future__ import annotations
 
-import errno
 import logging
 import sys
 import time
@@ -18,12 +17,9 @@ from . import dist, runs
 from .curriculum import Curriculum
 from .evaluate import Evaluator, judge
 from .towers.image import check_sizes, patch_dropout
-from .types import Batch, UserError
+from .types import Batch
 
 log = logging.getLogger(__name__)
-
-CLOCK_STEPS = 20
-"""How often the ranks compare clocks: a broadcast at every step would be felt."""
 
 
 class Judge(Callback):
@@ -74,50 +70,6 @@ def headlines(found: dict[str, float]) -> list[str]:
     """R@1 of every view, both ways, as short words."""
     views = [name.removesuffix("/i2t_r1") for name in found if name.endswith("/i2t_r1")]
     return [f"{v} R@1 {found[f'{v}/i2t_r1']:.1f} / {found[f'{v}/t2i_r1']:.1f}" for v in views]
-
-
-class Checkpoints(Callback):
-    """Save every so many steps or minutes and at the end; keep the newest few.
-
-    The directory is the only state (Lightning's ModelCheckpoint remembers absolute paths, which a moved or
-    requeued run does not have). Lightning writes each file to a temporary name first, so a kill leaves
-    the older ones whole.
-    """
-
-    def __init__(self, run: str, every_steps: int = 1000, every_minutes: float = 10, keep: int = 2) -> None:
-        if keep < 1:
-            raise UserError(f"checkpoints.keep is {keep}; at least 1 checkpoint must stay to resume from")
-        self.run, self.every_steps, self.keep = Path(run), every_steps, keep
-        self.every_seconds = every_minutes * 60
-        self.saved_at, self.saved_step = time.monotonic(), -1
-
-    def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, *_: Any) -> None:
-        if self.every_steps and trainer.global_step % self.every_steps == 0:
-            self._save(trainer)
-        elif self.every_seconds and trainer.global_step % CLOCK_STEPS == 0:
-            late = time.monotonic() - self.saved_at > self.every_seconds
-            if trainer.strategy.broadcast(late):  # all ranks save or none: the clock of rank 0 decides
-                self._save(trainer)
-
-    def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        if trainer.global_step != self.saved_step:
-            self._save(trainer)
-
-    def _save(self, trainer: lightning.Trainer) -> None:
-        path = self.run / "checkpoints" / runs.checkpoint_name(trainer.global_step)
-        try:
-            trainer.save_checkpoint(path)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            raise UserError(
-                f"no space left for the checkpoint {path} ({error.strerror}); older ones are intact. Free "
-                "some space, lower checkpoints.keep, or point runs= elsewhere, then go on with resume=auto"
-            ) from error
-        self.saved_at, self.saved_step = time.monotonic(), trainer.global_step
-        if trainer.is_global_zero:
-            for old in runs.checkpoints(self.run)[: -self.keep]:
-                old.unlink()
 
 
 class Stages(Callback):

@@ -6,16 +6,14 @@ In: what the user typed. Out: a `Backbone` (open_clip model, its config, preproc
 from __future__ import annotations
 
 import json
-import pickle
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import open_clip
-import torch
 
 from . import runs
+from .stored import Stored
 from .tokens import Tokenizer
 from .towers import configs, fitting
 from .towers.positions import merge_tables
@@ -48,8 +46,8 @@ def load(name: str, context_length: int | None = None) -> Backbone:
 
 
 def checkpoint_of(path: Path) -> Path:
-    """The checkpoint file that a run directory or a path means."""
-    if path.is_file():
+    """The checkpoint that a run directory or a path means."""
+    if path.suffix == ".ckpt":
         return path
     newest = runs.newest_checkpoint(path) if path.is_dir() else None
     if newest is None:
@@ -58,26 +56,9 @@ def checkpoint_of(path: Path) -> Path:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's content; nothing in the file is executed."""
-    if not zipfile.is_zipfile(path):
-        raise UserError(
-            f"{path} is torn or no checkpoint: it has no zip directory; take an older one beside it"
-        )
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(
-            f"{path} cannot be read as tensors and plain values, which is all that longclip loads, because "
-            f"anything else could run code ({str(error).splitlines()[0]:.100}); take one of longclip's own"
-        ) from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint of longclip's")
-    if "longclip" not in content:
-        raise UserError(
-            f"{path} was not written by longclip (it has {', '.join(sorted(content)[:5])}); "
-            "weights files of others go through `longclip import`"
-        )
-    return content
+    """A checkpoint's weights (`state_dict`) and plain values; nothing in its files is executed."""
+    stored = Stored(path)
+    return {**stored.values, "state_dict": stored.read_all("weights")}
 
 
 def from_checkpoint(path: Path) -> Backbone:
@@ -94,7 +75,7 @@ def backbone_of(content: dict[str, Any], label: str) -> Backbone:
         if key.startswith(PREFIX)
     }
     model = configs.instantiate(model_cfg, preprocess_cfg)
-    fitting.load(model, merge_tables(tensors), label)
+    fitting.load(model, fitting.renamed(model, merge_tables(tensors)), label)
     return Backbone(model, model_cfg, preprocess_cfg, tokenizer_of(model_cfg))
 
 

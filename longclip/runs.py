@@ -1,7 +1,7 @@
 """A run directory: what lies where, and who may write there.
 
     config.yaml            the resolved config of the first start (config.resume-N.yaml of later ones)
-    checkpoints/           step-000001200.ckpt, the newest few; each complete on its own
+    checkpoints/           step-000001200.ckpt/, the newest few; each complete on its own (see `stored`)
     metrics.json           the last judgement, flat name -> number
     judgements.jsonl       every judgement with the samples seen, appended
     csv/ ...               loggers
@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import json
 import logging
-import zipfile
 from pathlib import Path
 
+from .stored import why_not_whole
 from .types import UserError
 
 log = logging.getLogger(__name__)
@@ -27,16 +27,17 @@ def checkpoint_name(step: int) -> str:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The run's checkpoint files, oldest first."""
+    """The run's checkpoints, oldest first, whole or not."""
     return sorted((run / "checkpoints").glob("step-*.ckpt"))
 
 
 def newest_checkpoint(run: Path) -> Path | None:
     """The newest checkpoint that is whole; a torn one is named and passed over."""
     for path in reversed(checkpoints(run)):
-        if zipfile.is_zipfile(path):
+        reason = why_not_whole(path)
+        if reason is None:
             return path
-        log.warning("%s is torn (no zip directory at its end): passed over", path)
+        log.warning("passed over: %s", reason)
     return None
 
 
@@ -54,7 +55,7 @@ def claim(run: Path, resume: str | None, leader: bool = True) -> Path | None:
     if resume == "auto":
         return newest_checkpoint(run)
     if resume is not None:
-        if not Path(resume).is_file():
+        if not Path(resume).exists():
             raise UserError(f"resume={resume}: no such checkpoint; resume=auto takes the newest of {run}")
         return Path(resume)
     begun = (run / "judgements.jsonl").exists() or checkpoints(run)  # a mistyped start leaves only a config

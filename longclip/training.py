@@ -126,7 +126,6 @@ class LongClip(lightning.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        _check_same_shapes(checkpoint["state_dict"], self.state_dict())
         self.samples_seen, self.steps_done = checkpoint["longclip"]["samples_seen"], checkpoint["global_step"]
         self._signature = checkpoint["longclip"].get("order")
 
@@ -158,17 +157,3 @@ def _check_groups(terms: Mapping[str, Term], slots: dict[str, slice]) -> None:
                 f"term {name!r} reads the caption group {term.texts!r}, which this recipe does not have; "
                 f"its groups are {', '.join(sorted(slots))} (recipe.terms.{name}.texts=...)"
             )
-
-
-def _check_same_shapes(saved: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-    odd = sorted(saved.keys() ^ own.keys()) or [
-        f"{key} {tuple(saved[key].shape)} (here {tuple(own[key].shape)})"
-        for key in own
-        if saved[key].shape != own[key].shape
-    ]
-    if odd:
-        raise UserError(
-            f"the checkpoint is of another architecture or recipe: {len(odd)} tensors do not fit, first "
-            f"{', '.join(odd[:3])}; resume with the model and recipe of its config.yaml, "
-            "or give this run another name"
-        )

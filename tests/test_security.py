@@ -40,6 +40,7 @@ from longclip.data.tars.dataset import Dataset
 from longclip.data.tars.index import index_name, parse_index, parse_list
 from longclip.data.tars.storage import Storage
 from longclip.preview import preview
+from longclip.stored import Stored
 from longclip.towers import formats
 from longclip.towers.pretrained import build
 from longclip.types import Caption, Record, Sentence, UserError
@@ -214,14 +215,13 @@ def test_a_checkpoint_that_runs_code_is_refused_wherever_one_is_read(tmp_path, m
 
 
 def test_resuming_from_a_checkpoint_that_runs_code_does_not_run_it(tmp_path, marker):
-    import lightning
-    from lightning.pytorch.demos.boring_classes import BoringModel
-
-    path = checkpoint(tmp_path / "evil.ckpt", {"state_dict": {}, "x": Bomb(marker)})
-    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = lightning.Trainer(accelerator="cpu", max_steps=1, enable_model_summary=False, **options)
-    with pytest.raises(pickle.UnpicklingError):
-        trainer.fit(BoringModel(), ckpt_path=path, weights_only=True)
+    folder = tmp_path / "step-000000001.ckpt"
+    folder.mkdir()
+    checkpoint(folder / "00001-of-00001.safetensors", {"state_dict": {}, "x": Bomb(marker)})
+    (tmp_path / "file.ckpt").write_bytes((folder / "00001-of-00001.safetensors").read_bytes())
+    for path in (folder, tmp_path / "file.ckpt"):
+        with pytest.raises(UserError):
+            Stored(path)
 
 
 @pytest.mark.parametrize("name", ["archive/data.pkl", "archive/constants.pkl"])

@@ -40,7 +40,7 @@ class Zero(DeepSpeedStrategy):
         self.config["zero_force_ds_cpu_optimizer"] = False
 
     def setup(self, trainer: lightning.Trainer) -> None:
-        """Stage 3 gathers a module's own weights when its forward is called; all others belong to the step."""
+        """Stage 3 gathers a module's weights for its forward; those read elsewhere belong to the step."""
         super().setup(trainer)
         if self.zero_stage_3:
             import deepspeed
