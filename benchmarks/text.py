@@ -50,7 +50,7 @@ def rows(quick: bool, folder: Path) -> list[Row]:
 
 def layout_of(captions: Captions) -> Layout:
     lengths_S = captions.lengths_BK[captions.lengths_BK > 0]
-    return Layout(lengths_S, captions.longest, len(captions.tokens_T))
+    return Layout(lengths_S.numpy(), torch.device("cpu"))
 
 
 def ours(model: CLIP, captions: Captions, layout: Layout | None = None) -> Tensor:

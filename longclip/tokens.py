@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import regex
 import torch
+from numpy.typing import ArrayLike
 from open_clip import tokenizer as clip_text
 from torch import Tensor
 
@@ -150,20 +151,23 @@ def stored(ids: bytes, counts: Iterable[int], below: int = 2**16) -> list[tuple[
     return [flat[start:end] for start, end in pairwise(ends)]
 
 
-def unpack(tokens_T: Tensor, lengths_S: Tensor, context_length: int, pad_id: int = 0) -> Tensor:
+def unpack(tokens_T: Tensor, lengths_S: ArrayLike, context_length: int, pad_id: int = 0) -> Tensor:
     """The padded table that open_clip's own tokenizer makes: [S, L] int64, on the tokens' device.
 
     Args:
         tokens_T: flat tokens of S texts, end to end.
-        lengths_S: how many belong to each.
+        lengths_S: how many belong to each; on the host.
         context_length: L.
         pad_id: what fills the rest (0 for `SimpleTokenizer`, also its token of a "!" that begins a word).
     """
-    lengths_S = lengths_S.to(tokens_T.device)
-    longest, total = int(lengths_S.max()) if len(lengths_S) else 0, int(lengths_S.sum())
+    host_S = np.asarray(lengths_S)
+    longest, total = int(host_S.max(initial=0)), int(host_S.sum())
     assert longest <= context_length, f"a text of {longest} tokens does not fit {context_length}"
     assert total == len(tokens_T), f"lengths add up to {total}, there are {len(tokens_T)} tokens"
-    own_SL = torch.arange(context_length, device=tokens_T.device) < lengths_S[:, None]
+    own_SL = (
+        torch.arange(context_length, device=tokens_T.device)
+        < torch.from_numpy(host_S).to(tokens_T.device)[:, None]
+    )
     ids_SL = torch.full(own_SL.shape, pad_id, dtype=torch.int64, device=tokens_T.device)
     return ids_SL.masked_scatter(own_SL, tokens_T.long())
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,25 +29,24 @@ class Layout:
     """Where each of S captions lies in the flat row of T tokens. Asks nothing of the device.
 
     Args:
-        lengths_S: tokens of each caption, start and end token included, all positive.
-        longest: the largest of them, known on the host.
-        total: their sum T, known on the host.
+        lengths_S: tokens of each caption, start and end token included, all positive; on the host.
+        device: where the tokens are.
     """
 
-    def __init__(self, lengths_S: Tensor, longest: int, total: int) -> None:
-        self.lengths_S = lengths_S
-        self.longest = longest
-        self.cumulative = F.pad(lengths_S.cumsum(0), (1, 0)).to(torch.int32)
-        self.captions_T = torch.repeat_interleave(lengths_S.long(), output_size=total)
+    def __init__(self, lengths_S: NDArray[np.int32], device: torch.device) -> None:
+        self.host_S, self.longest, total = lengths_S, int(lengths_S.max()), int(lengths_S.sum())
+        self.lengths_S = torch.from_numpy(lengths_S).to(device, non_blocking=True)
+        self.cumulative = F.pad(self.lengths_S.cumsum(0), (1, 0)).to(torch.int32)
+        self.captions_T = torch.repeat_interleave(self.lengths_S.long(), output_size=total)
         starts_T = self.cumulative.index_select(0, self.captions_T)
         self.positions_T = torch.arange(total, device=starts_T.device) - starts_T
         self.ends_S = (self.cumulative[1:] - 1).long()
-        if not lengths_S.is_cuda:
+        if device.type != "cuda":
             self.buckets  # noqa: B018  made before torch.compile traces who reads them
 
     @cached_property
     def buckets(self) -> Buckets:
-        return Buckets(self.lengths_S.cpu().numpy().astype(np.int64), self.lengths_S.device)
+        return Buckets(self.host_S.astype(np.int64), self.lengths_S.device)
 
 
 class Buckets:

@@ -9,7 +9,9 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -99,26 +101,25 @@ class DualTower(nn.Module):
         """uint8 pixels, on the host or here -> image_BE, L2-normalised float32."""
         return F.normalize(encode(self.backbone.visual, self.normalise(pixels_BCHW)).float(), dim=-1)
 
-    def encode_text(self, tokens_T: Tensor, lengths_S: Tensor, longest: int) -> Tensor:
-        """Packed captions -> text_SE, L2-normalised float32."""
+    def encode_text(self, tokens_T: Tensor, lengths_S: NDArray[np.int32]) -> Tensor:
+        """Packed captions -> text_SE, L2-normalised float32; the lengths are on the host."""
         if len(lengths_S) == 0:  # none of these images has a caption of the recipe's groups
-            return torch.zeros(0, self.model_cfg["embed_dim"], device=lengths_S.device)
+            return torch.zeros(0, self.model_cfg["embed_dim"], device=tokens_T.device)
         if self.padded_because:
             text_SE = encode_padded(
                 self.backbone, tokens_T, lengths_S, self.context_length, self.tokenizer.pad_id
             )
         else:
-            layout = Layout(lengths_S, longest, len(tokens_T))
+            layout = Layout(lengths_S, tokens_T.device)
             text_SE = self._encode_packed(self.backbone, tokens_T, layout)
         return F.normalize(text_SE.float(), dim=-1)
 
     def encode_captions(self, captions: list[str]) -> Tensor:
         """Plain strings -> text_SE, as `encode_text`; captions beyond the context are cut."""
         texts = [[Text(self.tokenizer.ids(self.tokenizer.clean(caption)))] for caption in captions]
-        packed, device = pack(texts, self.tokenizer), self.backbone.logit_scale.device
-        return self.encode_text(
-            packed.tokens_T.to(device), packed.lengths_BK.flatten().to(device), packed.longest
-        )
+        packed = pack(texts, self.tokenizer)
+        tokens_T = packed.tokens_T.to(self.backbone.logit_scale.device)
+        return self.encode_text(tokens_T, packed.lengths_BK.numpy().ravel())
 
     def forward(
         self,
@@ -136,18 +137,21 @@ class DualTower(nn.Module):
             micro_batch: images encoded at a time, each chunk again in the backward pass, so that the memory
                 for activations is that of one chunk; None: all at once. The result is the same.
         """
-        parts = list(chunks(batch, micro_batch))
+        return self.embed(list(chunks(batch, micro_batch)), slots, needs)
+
+    def embed(self, parts: Sequence[Batch], slots: dict[str, slice], needs: frozenset[str]) -> Embeddings:
+        """The same of a batch that is cut already."""
         run = in_backward_again if len(parts) > 1 else _at_once
         scale = self.backbone.logit_scale
         # Images and texts in turns of their own: the activations of one tower at a time.
         images = [run(self._images, part.pixels_BCHW, "patches" in needs, scale) for part in parts]
-        texts = [run(self._texts, part.tokens_T, part.lengths_BK, part.longest) for part in parts]
+        texts = [run(self._texts, part.tokens_T, part.lengths_BK) for part in parts]
         image_BE = _side_by_side([image for image, _ in images])
         patches = [patches_BPE for _, patches_BPE in images if patches_BPE is not None]
         return Embeddings(
             image_BE=image_BE,
             text_BKE=_side_by_side(texts),
-            mask_BK=(batch.lengths_BK > 0).to(image_BE.device, non_blocking=True),
+            mask_BK=(_side_by_side([part.lengths_BK for part in parts]) > 0).to(scale.device),
             slots=slots,
             scale=scale.float().exp().squeeze(),  # [1] in some open_clip models
             gather=Gather(),
@@ -161,13 +165,14 @@ class DualTower(nn.Module):
         image_BE, patches_BPE = encode_patches(self.backbone.visual, self.normalise(pixels_BCHW))
         return F.normalize(image_BE.float(), dim=-1), patches_BPE
 
-    def _texts(self, tokens_T: Tensor, lengths_BK: Tensor, longest: int) -> Tensor:
+    def _texts(self, tokens_T: Tensor, lengths_BK: Tensor) -> Tensor:
         """text_BKE, zeros where there is no caption."""
-        lengths_X, device = lengths_BK.flatten(), tokens_T.device
-        present_S = lengths_X.nonzero()[:, 0]
-        text_SE = self.encode_text(tokens_T, lengths_X[present_S].to(device, non_blocking=True), longest)
+        lengths_X = lengths_BK.numpy().ravel()
+        present_S = np.flatnonzero(lengths_X)
+        text_SE = self.encode_text(tokens_T, lengths_X[present_S])
         text_XE = text_SE.new_zeros(len(lengths_X), text_SE.shape[-1])
-        text_XE = text_XE.index_copy(0, present_S.to(device, non_blocking=True), text_SE)
+        where_S = torch.from_numpy(present_S).to(tokens_T.device, non_blocking=True)
+        text_XE = text_XE.index_copy(0, where_S, text_SE)
         return text_XE.view(*lengths_BK.shape, -1)
 
 

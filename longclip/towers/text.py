@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from open_clip.model import CustomTextCLIP
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer
 from torch import Tensor, nn
@@ -65,7 +67,9 @@ def encode_packed(model: Any, tokens_T: Tensor, layout: Layout) -> Tensor:
     return projection(end_SD) if isinstance(projection, nn.Linear) else end_SD @ projection
 
 
-def encode_padded(model: Any, tokens_T: Tensor, lengths_S: Tensor, context: int, pad_id: int) -> Tensor:
+def encode_padded(
+    model: Any, tokens_T: Tensor, lengths_S: NDArray[np.int32], context: int, pad_id: int
+) -> Tensor:
     """The same through open_clip's own forward on captions padded to the context length."""
     return model.encode_text(unpack(tokens_T, lengths_S, context, pad_id))
 
