@@ -40,6 +40,8 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")
     # data=stream gives every process the same number of batches, which is what this warns about.
     warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined")
+    # Meant so: the module knows which parts of a batch the device must not hold.
+    warnings.filterwarnings("ignore", message="You have overridden `transfer_batch_to_device`")
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(task)()
     except Exception as error:
