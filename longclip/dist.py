@@ -49,6 +49,17 @@ def gather(x: Tensor) -> Tensor:
     return gathered
 
 
+def exchange(x: Tensor) -> Tensor:
+    """Part p of `x` [world, ...] goes to process p: returns what each sent here, [world, ...], with gradient.
+
+    The gradient of a part goes back to where it came from; a part has one reader, so nothing is summed.
+    """
+    if world() == 1:
+        return x
+    exchanged: Tensor = _Exchange.apply(x)
+    return exchanged
+
+
 def anywhere(flag: bool | Tensor, device: torch.device | None = None) -> bool:
     """Whether the flag holds on any process, so that all of them stop together or none does."""
     return bool(highest([flag], device)[0])
@@ -106,6 +117,24 @@ class _Gather(torch.autograd.Function):
         own = grad.new_empty(grad.shape[0] // world(), *grad.shape[1:])
         torch.distributed.reduce_scatter_tensor(own, grad.contiguous())
         return own
+
+
+class _Exchange(torch.autograd.Function):
+    """All-to-all, which is its own transpose."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+        return _all_to_all(x)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+        return _all_to_all(grad)
+
+
+def _all_to_all(x: Tensor) -> Tensor:
+    received = torch.empty_like(x, memory_format=torch.contiguous_format)
+    torch.distributed.all_to_all_single(received, x.contiguous())
+    return received
 
 
 def _all_gather(x: Tensor) -> Tensor:

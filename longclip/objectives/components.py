@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from longclip import dist
 from longclip.objectives.contrastive import check_contrast, checked_smoothing, info_nce
 from longclip.objectives.term import Loss, Term
 from longclip.types import Embeddings, UserError
@@ -121,10 +120,9 @@ class PrimaryComponents(Term):
             projected_GE = normalize(projected_GE, dim=-1)
         value, accuracy = info_nce(
             projected_GE,
-            embeddings.all_text(self.texts).float(),
-            embeddings.all_mask(self.texts),
+            embeddings.text(self.texts).float(),
+            embeddings.mask(self.texts),
             embeddings.scale.float(),
-            dist.rows(embeddings.image_BE.shape[0]),
             self.label_smoothing,
         )
         measures = {"kept": components.kept.float(), "explained": components.explained, "accuracy": accuracy}

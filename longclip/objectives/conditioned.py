@@ -1,8 +1,8 @@
 """FLAIR's loss: what a caption finds in an image must look like the caption.
 
 In: patches of this process's images and a caption group. Out: a logistic loss over (image, caption) pairs,
-each judged by the patches that the caption attends to, and one over global features. Captions travel to
-all processes, patches stay where they are, and what captions found in images lives for one tile of pairs.
+each judged by the patches that the caption attends to, and one over global features. One caption an image
+travels, patches stay where they are, and what captions found in images lives for one tile of pairs.
 Local legend: J captions that an image meets, X captions that all images meet.
 """
 
@@ -146,19 +146,20 @@ class TextConditioned(Term):
 
     def _global(self, embeddings: Embeddings, scale: Tensor) -> Tensor:
         """This process's share of L_mps."""
-        image_BE, text_GKE = embeddings.image_BE, embeddings.all_text(self.texts)
-        mask_GK, rows = embeddings.all_mask(self.texts), dist.rows(len(image_BE))
-        total = pairwise_sigmoid(image_BE, text_GKE, mask_GK, scale, self.logit_bias, rows)
-        return total * dist.world() / mask_GK.sum().clamp_min(1)
+        image_GE, text_BKE = embeddings.all_images(), embeddings.text(self.texts)
+        mask_BK, count = embeddings.mask(self.texts), embeddings.all_mask(self.texts).sum()
+        total = pairwise_sigmoid(image_GE, text_BKE, mask_BK, scale, self.logit_bias)
+        return total * dist.world() / count.clamp_min(1)
 
     def _conditioned(self, embeddings: Embeddings, scale: Tensor) -> Tensor:
         """This process's share of L_tcs."""
         assert embeddings.patches_BPE is not None, "the towers leave out patches that this term needs"
-        text_BKE, text_GKE = embeddings.text(self.texts), embeddings.all_text(self.texts)
-        mask_GK, rows = embeddings.all_mask(self.texts), dist.rows(len(text_BKE))
+        text_BKE, mask_GK = embeddings.text(self.texts), embeddings.all_mask(self.texts)
+        rows = dist.rows(len(text_BKE))
         slot_G, present_G = one_of_each(mask_GK)
         index_G = torch.arange(len(mask_GK), device=mask_GK.device)
-        other_GE = text_GKE[index_G, slot_G]
+        shown_BE = text_BKE.take_along_dim(slot_G[rows, None, None], 1)[:, 0]
+        other_GE = embeddings.gather(shown_BE)
         others_BG = present_G & (index_G[rows, None] != index_G)
         loss_B = conditioned_sigmoid(
             embeddings.patches_BPE,

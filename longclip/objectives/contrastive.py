@@ -1,7 +1,8 @@
-"""Symmetric InfoNCE over caption slots: CLIP's loss, and DreamLIP's multi-positive form of it.
+"""Symmetric InfoNCE over caption slots: CLIP's loss, DreamLIP's multi-positive form, HN-CLIP's margin.
 
-In: images and texts of the global batch and which rows are this process's. Out: this process's share
-of the loss. Local legend: G rows of the global batch, R local rows, X columns of a softmax.
+In: images of all processes, texts of this one, which of them exist. Out: this process's share of the
+loss. Texts stay where they are, however many an image has: what their scores mean to the images of other
+processes is one number an image and slot.
 """
 
 from __future__ import annotations
@@ -11,13 +12,151 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 from torch.utils.checkpoint import checkpoint
 
 from longclip import dist
 from longclip.objectives.term import Loss, Term
+from longclip.objectives.tiled import Contrast, contrast
+from longclip.objectives.tiles import Pairs
 from longclip.types import Embeddings, UserError
 
 Result = TypeVar("Result")
+
+
+class PairLosses(NamedTuple):
+    """Of this process's columns, each with its own row. Means nothing where the column does not exist."""
+
+    loss_KX: Tensor  # mean of both directions' cross-entropy
+    right_KX: Tensor  # 0, 1/2 or 1: in how many directions the pair alone scores highest; no gradient
+    own_KX: Tensor  # scale * own row . column
+
+
+def symmetric_cross_entropy(
+    row_RE: Tensor, column_XKE: Tensor, scale: Tensor, pairs: Pairs, kin_RKE: Tensor | None = None
+) -> PairLosses:
+    """Softmax cross-entropy of every pair that belongs together, both ways, over all processes.
+
+        1/2 [log(1 + sum_i exp(z_rj - z_ri)) + log(1 + sum_i exp(z_ij - z_rj))],   r = start + j
+
+    z as in `tiled.contrast`, sums over negatives. row_RE: of all processes, in rank order. column_XKE: of
+    this process, as many on each. Scores that differ by rounding tie, and a tie counts as wrong.
+    """
+    seen = contrast(row_RE, column_XKE, scale, pairs, kin_RKE)
+    row_KX, row_best_KX = _own_rows(seen)
+    own_KX = seen.own_KX
+    loss_KX = -logsigmoid(own_KX - row_KX) - logsigmoid(own_KX - seen.column_negatives_KX)
+    sure_KX = own_KX.detach() - 8 * torch.finfo(own_KX.dtype).eps * scale.detach().abs()
+    right_KX = (sure_KX > row_best_KX).to(own_KX) + (sure_KX > seen.column_best_KX).to(own_KX)
+    return PairLosses(loss_KX / 2, right_KX / 2, own_KX)
+
+
+def _own_rows(seen: Contrast) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp and highest score of this process's rows, over the columns of all processes."""
+    both_2KR = torch.stack((seen.row_negatives_KR, seen.row_best_KR))
+    parts_P2KX = dist.exchange(both_2KR.unflatten(2, (dist.world(), -1)).movedim(2, 0))
+    return parts_P2KX[:, 0].logsumexp(0), parts_P2KX[:, 1].detach().amax(0)
+
+
+def info_nce(
+    image_GE: Tensor,
+    text_BKE: Tensor,
+    mask_BK: Tensor,
+    scale: Tensor,
+    label_smoothing: float = 0.0,
+    margin: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Symmetric InfoNCE, every caption slot its own G x G problem (G: all images; multi-positive).
+
+        L = 1/n sum over present (b, k) of 1/2 [CE_j(z_bjk; j = b) + CE_j(z_jbk; j = b)]
+        z_ijk = s (v_i . t_jk + gamma stopgrad(t_ik . t_jk) [i != j]),   n = present captions
+
+    CLIP, Radford et al. 2021, figure 3, for K = 1; DreamLIP, Zheng et al. 2024, for K > 1, where their
+    mean over slots becomes a mean over captions so that ragged captions weigh alike (equal where none is
+    absent); HN-CLIP, arXiv 2608.18521, for gamma > 0. Captions of one image in OTHER slots are never its
+    negatives. An absent caption is neither row nor column, and raises no score; its image stays a
+    negative for the slot's other captions. A slot that nobody fills contributes 0.
+
+    image_GE: L2-normalised, of all processes. text_BKE: L2-normalised, of this process, with mask_BK:
+    which of them exist. scale: exp(temperature). label_smoothing: in [0, 1); epsilon is spread over an
+    image's present columns, and over a caption's images. margin: gamma.
+    Returns this process's share of the loss and, without gradient, of the top-1 accuracy in [0, 1]
+    (both directions, without margin, ties wrong); their means over processes are the global batch's.
+    """
+    kin_GKE = dist.gather(text_BKE.detach() * mask_BK[..., None] * margin) if margin else None
+    pairs = Pairs(mask_BK, dist.rows(len(text_BKE)).start)
+    found = symmetric_cross_entropy(image_GE, text_BKE, scale, pairs, kin_GKE)
+    loss_KB, count_K = found.loss_KX, dist.gather(mask_BK.sum(0)[None]).sum(0)
+    if label_smoothing:
+        mean_KB = scale * _mean_score(image_GE, text_BKE * mask_BK[..., None], count_K, margin)
+        loss_KB = loss_KB + label_smoothing * (found.own_KX - mean_KB)
+    captions = count_K.sum().clamp_min(1)
+    loss, right = (x.masked_fill(~mask_BK.T, 0).sum() for x in (loss_KB, found.right_KX))
+    return loss * dist.world() / captions, right * dist.world() / captions
+
+
+def _mean_score(image_GE: Tensor, text_BKE: Tensor, count_K: Tensor, margin: float) -> Tensor:
+    """What label smoothing holds own scores against: 1/2 [mean_j z_bjk + mean_j z_jbk] / s, [K, B].
+
+    The mean of products is the product with a mean, so no score need be made for it.
+    """
+    image_BE = image_GE[dist.rows(len(text_BKE))]
+    texts_KE, images_E = dist.gather(text_BKE.sum(0)[None]).sum(0), image_GE.sum(0)
+    texts_K1, images = count_K.clamp_min(1)[:, None], len(image_GE)
+    mean_KB = texts_KE @ image_BE.T / texts_K1 + (text_BKE @ images_E).T / images
+    if margin:
+        text_BKE, texts_KE = text_BKE.detach(), texts_KE.detach()
+        alike_KB = torch.einsum("bke,bke->kb", text_BKE, texts_KE - text_BKE)
+        mean_KB = mean_KB + margin * (alike_KB / texts_K1 + alike_KB / images)
+    return mean_KB / 2
+
+
+class Contrastive(Term):
+    """CLIP's loss between images and one caption group, multi-positive where it has several slots.
+
+    Uses the model's own temperature. label_smoothing: in [0, 1); Long-CLIP trains with 0.1. margin: how
+    much the likeness of two captions, a cosine, raises their score with each other's image; HN-CLIP's
+    gamma, 0.5 there. Measure: `accuracy`, the in-batch top-1 of both directions.
+    """
+
+    def __init__(
+        self, texts: str, weight: float = 1.0, label_smoothing: float = 0.0, margin: float = 0.0
+    ) -> None:
+        super().__init__(texts, weight)
+        self.label_smoothing = checked_smoothing(label_smoothing)
+        if margin < 0:
+            raise UserError(f"margin is {margin}, but must be at least 0; HN-CLIP's is 0.5.")
+        self.margin = margin
+
+    def forward(self, embeddings: Embeddings) -> Loss:
+        """Raises UserError on a global batch of one image, which has nothing to contrast."""
+        image_GE = embeddings.all_images().float()
+        check_contrast(len(image_GE))
+        value, accuracy = info_nce(
+            image_GE,
+            embeddings.text(self.texts).float(),
+            embeddings.mask(self.texts),
+            embeddings.scale.float(),
+            self.label_smoothing,
+            self.margin,
+        )
+        return Loss(value, {"accuracy": accuracy})
+
+
+def check_contrast(images: int) -> None:
+    """Raise UserError where the global batch holds fewer than two images."""
+    if images < 2:
+        raise UserError(
+            f"A contrastive loss needs other images to contrast with, but the global batch holds {images}. "
+            "Set batch_size to 2 or more."
+        )
+
+
+def checked_smoothing(label_smoothing: float) -> float:
+    """`label_smoothing` itself; raises UserError outside [0, 1)."""
+    if not 0 <= label_smoothing < 1:
+        raise UserError(f"label_smoothing is {label_smoothing}, but must be at least 0 and below 1.")
+    return label_smoothing
 
 
 class RowLosses(NamedTuple):
@@ -52,93 +191,7 @@ def cross_entropy(
     return RowLosses(loss_R, right_R.to(loss_R.dtype).detach())
 
 
-def info_nce(
-    image_GE: Tensor,
-    text_GKE: Tensor,
-    mask_GK: Tensor,
-    scale: Tensor,
-    rows: slice,
-    label_smoothing: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """Symmetric InfoNCE, every caption slot its own G x G problem (multi-positive).
-
-        L = 1/n sum over present (b, k) of
-              1/2 [CE_j(s v_b . t_jk; j = b) + CE_j(s t_bk . v_j; j = b)],   n = present captions
-
-    CLIP, Radford et al. 2021, figure 3, for K = 1; DreamLIP, Zheng et al. 2024, for K > 1, where
-    their mean over slots becomes a mean over captions so that ragged captions weigh alike (equal
-    where none is absent). Captions of one image in OTHER slots are never its negatives. An absent
-    caption is neither row nor column; its image stays a negative for the slot's other captions. A
-    slot that nobody fills contributes 0.
-
-    image_GE, text_GKE: L2-normalised, of all processes. mask_GK: which captions exist. scale:
-    exp(temperature). rows: this process's images. label_smoothing: in [0, 1).
-    Returns this process's share of the loss and, without gradient, of the top-1 accuracy in [0, 1]
-    (both directions, ties wrong); their means over processes are the global batch's.
-    """
-    everyone_G = torch.ones_like(mask_GK[:, 0])
-    target_R = torch.arange(rows.start, rows.stop, device=mask_GK.device)
-
-    def both_ways(slot: int) -> tuple[Tensor, Tensor]:
-        text_GE, mask_G = text_GKE[:, slot], mask_GK[:, slot]
-        images = cross_entropy(image_GE[rows], text_GE, mask_G, target_R, scale, label_smoothing)
-        texts = cross_entropy(text_GE[rows], image_GE, everyone_G, target_R, scale, label_smoothing)
-        absent_R = ~mask_G[rows]
-        loss_R, right_R = images.loss_R + texts.loss_R, images.right_R + texts.right_R
-        return loss_R.masked_fill(absent_R, 0).sum() / 2, right_R.masked_fill(absent_R, 0).sum() / 2
-
-    # Several slots make each one's logits again in the backward pass, so that memory stays at one
-    # slot's R x G instead of K of them.
-    slots = text_GKE.shape[1]
-    sums = [both_ways(0)] if slots == 1 else [again_in_backward(both_ways, k) for k in range(slots)]
-    loss, right = (torch.stack(part).sum() for part in zip(*sums, strict=True))
-    share = image_GE.shape[0] / (rows.stop - rows.start) / mask_GK.sum().clamp_min(1)
-    return loss * share, right.detach() * share
-
-
-class Contrastive(Term):
-    """CLIP's loss between images and one caption group, multi-positive where it has several slots.
-
-    Uses the model's own temperature. label_smoothing: in [0, 1); Long-CLIP trains with 0.1.
-    Measure: `accuracy`, the in-batch top-1 of both directions.
-    """
-
-    def __init__(self, texts: str, weight: float = 1.0, label_smoothing: float = 0.0) -> None:
-        super().__init__(texts, weight)
-        self.label_smoothing = checked_smoothing(label_smoothing)
-
-    def forward(self, embeddings: Embeddings) -> Loss:
-        """Raises UserError on a global batch of one image, which has nothing to contrast."""
-        image_GE = embeddings.all_images().float()
-        check_contrast(image_GE.shape[0])
-        value, accuracy = info_nce(
-            image_GE,
-            embeddings.all_text(self.texts).float(),
-            embeddings.all_mask(self.texts),
-            embeddings.scale.float(),
-            dist.rows(embeddings.image_BE.shape[0]),
-            self.label_smoothing,
-        )
-        return Loss(value, {"accuracy": accuracy})
-
-
 def again_in_backward(function: Callable[[int], Result], slot: int) -> Result:
     """`function(slot)`, keeping none of its intermediate tensors: the backward pass makes them again."""
     result: Result = checkpoint(function, slot, use_reentrant=False, preserve_rng_state=False)
     return result
-
-
-def check_contrast(images: int) -> None:
-    """Raise UserError where the global batch holds fewer than two images."""
-    if images < 2:
-        raise UserError(
-            f"A contrastive loss needs other images to contrast with, but the global batch holds {images}. "
-            "Set batch_size to 2 or more."
-        )
-
-
-def checked_smoothing(label_smoothing: float) -> float:
-    """`label_smoothing` itself; raises UserError outside [0, 1)."""
-    if not 0 <= label_smoothing < 1:
-        raise UserError(f"label_smoothing is {label_smoothing}, but must be at least 0 and below 1.")
-    return label_smoothing

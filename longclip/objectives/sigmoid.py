@@ -10,32 +10,25 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
 
 from longclip import dist
-from longclip.objectives.contrastive import again_in_backward
 from longclip.objectives.term import Loss, Term
+from longclip.objectives.tiled import logistic
+from longclip.objectives.tiles import Pairs
 from longclip.types import Embeddings
 
 
 def pairwise_sigmoid(
-    image_RE: Tensor, text_GKE: Tensor, mask_GK: Tensor, scale: Tensor, bias: Tensor, rows: slice
+    image_GE: Tensor, text_BKE: Tensor, mask_BK: Tensor, scale: Tensor, bias: Tensor
 ) -> Tensor:
-    """Sum over this process's images and every present caption of the logistic loss of the pair.
+    """Sum over all images and this process's present captions of the logistic loss of the pair.
 
-        L = -1/G sum over b, present (j, k) of log sigmoid(z (s v_b . t_jk + c)),  z = 1 if j = b else -1
+        L = -1/G sum over i, present (b, k) of log sigmoid(z (s v_i . t_bk + c)),  z = 1 if i = b else -1
 
     SigLIP, Zhai et al. 2023, equation 1 (K = 1), not yet divided by G. Captions of one image are
-    positives in every slot; absent ones take no part.
+    positives in every slot; absent ones take no part. image_GE: of all processes; text_BKE: of this one.
     """
-    index_G = torch.arange(len(mask_GK), device=mask_GK.device)
-    sign_RG = (index_G[rows, None] == index_G).to(image_RE.dtype) * 2 - 1
-
-    def slot_sum(slot: int) -> Tensor:
-        logits_RG = scale * image_RE @ text_GKE[:, slot].T + bias
-        return -(logsigmoid(sign_RG * logits_RG) * mask_GK[:, slot]).sum()
-
-    return torch.stack([again_in_backward(slot_sum, k) for k in range(text_GKE.shape[1])]).sum()
+    return logistic(image_GE, text_BKE, scale, bias, Pairs(mask_BK, dist.rows(len(text_BKE)).start))
 
 
 class Sigmoid(Term):
@@ -52,14 +45,14 @@ class Sigmoid(Term):
     def forward(self, embeddings: Embeddings) -> Loss:
         """Divided by the number of images, as SigLIP does: K slots weigh K times as much as one."""
         scale = self.logit_scale.exp()
-        local = embeddings.image_BE.shape[0]
         total = pairwise_sigmoid(
-            embeddings.image_BE.float(),
-            embeddings.all_text(self.texts).float(),
-            embeddings.all_mask(self.texts),
+            embeddings.all_images().float(),
+            embeddings.text(self.texts).float(),
+            embeddings.mask(self.texts),
             scale,
             self.logit_bias,
-            dist.rows(local),
         )
         # The mean over processes of sum / local images is the global sum / global images.
-        return Loss(total / local, {"scale": scale.detach(), "bias": self.logit_bias.detach()})
+        return Loss(
+            total / len(embeddings.image_BE), {"scale": scale.detach(), "bias": self.logit_bias.detach()}
+        )

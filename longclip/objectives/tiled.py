@@ -1,9 +1,9 @@
 """Contrast by tiles: what rows and columns see of each other, never all of it at once.
 
-In: rows of this process, columns of all processes, and who meets whom. Out: for every row and every
-column the log-sum-exp over its negatives, both directions from one pass over the scores, from which a
-softmax loss is arithmetic on vectors; or the sum of a logistic loss. Beyond inputs, gradients and such
-vectors there are two tiles, whatever the batch (`tiles`, where the legend is: R, X, K).
+In: rows of all processes, columns of this one, and who meets whom. Out: for every row and every column
+the log-sum-exp over its negatives, both directions from one pass over the scores, from which a softmax
+loss is arithmetic on vectors; or the sum of a logistic loss. Beyond inputs, gradients and such vectors
+there are two tiles, whatever the batch (`tiles`, where the legend is: R, X, K).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from longclip.objectives.tiles import Gradients, Pairs, Tiles
 class Contrast(NamedTuple):
     """What rows and columns see. Where there is no negative: the lowest number of the dtype, not -inf."""
 
-    own_KR: Tensor  # scale * row . own column; means nothing where that column does not exist
-    row_negatives_KR: Tensor  # log-sum-exp over a row's negatives
-    column_negatives_KX: Tensor  # log-sum-exp over a column's negatives among this process's rows
-    row_best_KR: Tensor  # the highest negative, before any margin; no gradient
+    own_KX: Tensor  # scale * own row . column; means nothing where the column does not exist
+    row_negatives_KR: Tensor  # log-sum-exp over a row's negatives among this process's columns
+    column_negatives_KX: Tensor  # log-sum-exp over a column's negatives
+    row_best_KR: Tensor  # the highest negative, without kinship; no gradient
     column_best_KX: Tensor
 
 
@@ -33,19 +33,19 @@ def contrast(
     column_XKE: Tensor,
     scale: Tensor,
     pairs: Pairs,
-    margin: float = 0.0,
+    kin_RKE: Tensor | None = None,
     tile: tuple[int, int] | None = None,
 ) -> Contrast:
     """Log-sum-exp over the negatives of every row and of every column, slot by slot.
 
-        row r:     log sum_j exp z_rj,   column j:  log sum_r exp z_rj,   both without j = own(r)
-        z_rj = s (x_r . y_j + m stopgrad(y_own(r) . y_j))
+        row r:     log sum_j exp z_rj,    column j:  log sum_r exp z_rj,    both without own pairs
+        z_rj = s (x_r . y_j + stopgrad(w_r . y_j))
 
-    s is `scale`. m is `margin`, HN-CLIP's: how alike the columns of a pair are, 0 where the row's own
-    one does not exist. Softmax cross-entropy is then `softplus(negatives - own)`, and several processes
-    join a column's figures by another log-sum-exp. Gradient, once, to rows, columns and scale.
+    s is `scale`; w is `kin_RKE`, which may raise negatives (HN-CLIP's margin). Softmax cross-entropy is
+    then -log sigmoid(own - negatives), and several processes join what a row sees of each of them by
+    another log-sum-exp. tile: rows and columns of one. Gradient, once, to rows, columns and scale.
     """
-    return Contrast(*_Contrast.apply(row_RE, column_XKE, scale, pairs, margin, tile))
+    return Contrast(*_Contrast.apply(row_RE, column_XKE, scale, pairs, kin_RKE, tile))
 
 
 def logistic(
@@ -56,7 +56,7 @@ def logistic(
     pairs: Pairs,
     tile: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Sum over all pairs of -log sigmoid(z) for a row and its own columns, -log sigmoid(-z) for others.
+    """Sum over all pairs of -log sigmoid(z) for a column and its own row, -log sigmoid(-z) for others.
 
         z_rj = s x_r . y_j + c
 
@@ -76,49 +76,51 @@ class _Contrast(torch.autograd.Function):
         column_XKE: Tensor,
         scale: Tensor,
         pairs: Pairs,
-        margin: float,
+        kin_RKE: Tensor | None,
         tile: tuple[int, int] | None,
     ) -> tuple[Tensor, ...]:
-        tiles, slots = Tiles(row_RE, column_XKE, scale, pairs, margin, tile), column_XKE.shape[1]
-        lowest = torch.finfo(row_RE.dtype).min
-        own_KR, row_KR, row_best_KR = row_RE.new_full((3, slots, len(row_RE)), lowest)
-        column_KX, column_best_KX = row_RE.new_full((2, slots, len(column_XKE)), lowest)
+        tiles = Tiles(row_RE, column_XKE, scale, pairs, kin_RKE, tile)
+        slots, lowest = column_XKE.shape[1], torch.finfo(row_RE.dtype).min
+        row_KR, row_best_KR = (row_RE.new_full((slots, len(row_RE)), lowest) for _ in range(2))
+        own_KX, column_KX, column_best_KX = (
+            row_RE.new_full((slots, len(column_XKE)), lowest) for _ in range(3)
+        )
         for at in tiles:
             k, rows, columns = at.slot, at.rows, at.columns
             z_RX = tiles.scores(at)
             own = z_RX.diagonal(at.diagonal)
-            own_KR[k, at.own_rows(len(own))] = own
+            own_KX[k, at.own_columns(len(own))] = own
             tiles.keep_negatives(z_RX, at)
             tiles.keep_present(z_RX, at)
             row_best_KR[k, rows].clamp_min_(z_RX.amax(1))
             column_best_KX[k, columns].clamp_min_(z_RX.amax(0))
-            tiles.add_margin(z_RX, at)
+            tiles.add_kinship(z_RX, at)
             _log_add_exp(row_KR[k, rows], z_RX, 1, tiles.buffer(at, 1))
             _log_add_exp(column_KX[k, columns], z_RX, 0, tiles.buffer(at, 1))
         ctx.save_for_backward(row_RE, column_XKE, scale, row_KR, column_KX)
-        ctx.pairs, ctx.margin, ctx.tile = pairs, margin, tile
+        ctx.pairs, ctx.kin_RKE, ctx.tile = pairs, kin_RKE, tile
         ctx.mark_non_differentiable(row_best_KR, column_best_KX)
-        return own_KR, row_KR, column_KX, row_best_KR, column_best_KX
+        return own_KX, row_KR, column_KX, row_best_KR, column_best_KX
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """dL/dz = a_r exp(z - lse_r) + b_j exp(z - lse_j) for negatives, that of own scores for own pairs."""
         row_RE, column_XKE, scale, row_KR, column_KX = ctx.saved_tensors
-        d_own_KR, d_row_KR, d_column_KX, *_ = grads
-        tiles = Tiles(row_RE, column_XKE, scale, ctx.pairs, ctx.margin, ctx.tile)
+        d_own_KX, d_row_KR, d_column_KX, *_ = grads
+        tiles = Tiles(row_RE, column_XKE, scale, ctx.pairs, ctx.kin_RKE, ctx.tile)
         total = Gradients(tiles)
         for at in tiles:
             k, rows, columns = at.slot, at.rows, at.columns
             z_RX = tiles.scores(at)
             tiles.keep_negatives(z_RX, at)
             tiles.keep_present(z_RX, at)
-            tiles.add_margin(z_RX, at)
+            tiles.add_kinship(z_RX, at)
             d_RX = torch.sub(z_RX, column_KX[k, columns], out=tiles.buffer(at, 1)).exp_()
             d_RX.mul_(d_column_KX[k, columns])
             d_RX.addcmul_(z_RX.sub_(row_KR[k, rows, None]).exp_(), d_row_KR[k, rows, None])
             own = d_RX.diagonal(at.diagonal)
-            own.copy_(d_own_KR[k, at.own_rows(len(own))])
+            own.copy_(d_own_KX[k, at.own_columns(len(own))])
             total.add(d_RX, at)
         return *total.finish(), None, None, None
 
@@ -136,7 +138,7 @@ class _Logistic(torch.autograd.Function):
         pairs: Pairs,
         tile: tuple[int, int] | None,
     ) -> Tensor:
-        tiles = Tiles(row_RE, column_XKE, scale, pairs, 0.0, tile)
+        tiles = Tiles(row_RE, column_XKE, scale, pairs, tile=tile)
         total, loss, d_bias = Gradients(tiles), torch.zeros_like(bias), torch.zeros_like(bias)
         for at in tiles:
             z_RX = tiles.scores(at).add_(bias)
@@ -144,7 +146,7 @@ class _Logistic(torch.autograd.Function):
             tiles.keep_negatives(z_RX, at)
             z_RX.diagonal(at.diagonal).copy_(own)
             tiles.keep_present(z_RX, at)
-            loss += softplus(z_RX).sum()
+            loss += softplus(z_RX, threshold=40).sum()
             d_RX = torch.sigmoid(z_RX, out=tiles.buffer(at, 1))
             d_RX.diagonal(at.diagonal).neg_()
             d_bias += d_RX.sum()

@@ -1,10 +1,11 @@
 """Tiles of a score matrix: rows against columns, cut so that two tiles are all there is at one time.
 
-In: rows of this process, columns of all processes, and who meets whom. Out: tiles of scores, masked;
-and what a derivative by scores means for rows, columns and scale, summed tile by tile.
+In: rows of all processes, columns of this one, and who meets whom. Out: tiles of scores, masked; and
+what a derivative by scores means for rows, columns and scale, summed tile by tile.
 
-Local legend: R rows of this process, X columns of all processes, K slots, each an R x X problem of its
-own over the same rows. In every slot row r owns column `start + r`: the pair that belongs together.
+Local legend: R rows of all processes, X columns of this process, K slots, each an R x X problem of its
+own with the same rows. In every slot column j belongs to row `start + j`. Rows are what travels between
+processes: make them images, of which there are fewer than captions.
 
 A tile is made of torch's own matrix products: they are four fifths of the time on a processor, where a
 tile never leaves the cache. Every product writes into a given tensor (`out=`, in place), which autocast
@@ -31,26 +32,27 @@ class Pairs(NamedTuple):
     """Who meets whom, as data. A pair that is left out counts in neither direction."""
 
     mask_XK: Tensor  # bool: the column exists
-    start: int = 0  # row r owns column start + r
+    start: int = 0  # column j belongs to row start + j
     row_mask_RK: Tensor | None = None  # bool: the row exists; None: all do
-    label_X: Tensor | None = None  # int: columns with the label of a row's own one are not its negatives
+    label_R: Tensor | None = None  # int: rows with the label of a column's own row are not its negatives
 
 
 class Tile(NamedTuple):
+    """A part of a slot, and the diagonal of it on which own pairs lie; that may lie outside the tile."""
+
     slot: int
     rows: slice
     columns: slice
-    own: slice  # the rows' own columns
-    diagonal: int  # on which diagonal of the tile own pairs lie; it may lie outside
+    diagonal: int
 
-    def own_rows(self, found: int) -> slice:
+    def own_columns(self, found: int) -> slice:
         """Whose the `found` own pairs of this tile are."""
-        first = self.rows.start + max(0, -self.diagonal)
+        first = self.columns.start + max(0, self.diagonal)
         return slice(first, first + found)
 
 
 class Tiles:
-    """The tiles of a problem, and the buffers that they share: three where there is a margin, else two."""
+    """The tiles of a problem, and the buffers that they share: three where rows have kin, else two."""
 
     def __init__(
         self,
@@ -58,27 +60,26 @@ class Tiles:
         column_XKE: Tensor,
         scale: Tensor,
         pairs: Pairs,
-        margin: float,
-        tile: tuple[int, int] | None,
+        kin_RKE: Tensor | None = None,
+        tile: tuple[int, int] | None = None,
     ) -> None:
         self.row_RE, self.column_XKE, self.scale = row_RE, column_XKE, scale
-        self.pairs, self.margin = pairs, margin
+        self.pairs, self.kin_RKE = pairs, kin_RKE
         sizes = tile or (CUDA_TILE if row_RE.is_cuda else CPU_TILE)
         self._step_R, self._step_X = min(sizes[0], len(row_RE)), min(sizes[1], len(column_XKE))
-        self._buffers = [row_RE.new_empty(self._step_R * self._step_X) for _ in range(3 if margin else 2)]
+        count = 2 if kin_RKE is None else 3
+        self._buffers = [row_RE.new_empty(self._step_R * self._step_X) for _ in range(count)]
         self._absent_XK = row_RE.new_zeros(pairs.mask_XK.shape).masked_fill_(~pairs.mask_XK, -torch.inf)
 
     def __iter__(self) -> Iterator[Tile]:
         """Slot by slot, and there row by row."""
         rows, columns = len(self.row_RE), len(self.column_XKE)
-        start = self.pairs.start
         for slot in range(self.column_XKE.shape[1]):
             for top in range(0, rows, self._step_R):
-                below = min(top + self._step_R, rows)
                 for left in range(0, columns, self._step_X):
-                    across = slice(left, min(left + self._step_X, columns))
-                    own = slice(start + top, start + below)
-                    yield Tile(slot, slice(top, below), across, own, start + top - left)
+                    below, right = min(top + self._step_R, rows), min(left + self._step_X, columns)
+                    diagonal = top - left - self.pairs.start
+                    yield Tile(slot, slice(top, below), slice(left, right), diagonal)
 
     def buffer(self, at: Tile, which: int) -> Tensor:
         """Memory for a tile."""
@@ -90,6 +91,7 @@ class Tiles:
         return self.row_RE[at.rows] * self.scale
 
     def column(self, at: Tile) -> Tensor:
+        """The tile's columns."""
         return self.column_XKE[at.columns, at.slot]
 
     def scores(self, at: Tile) -> Tensor:
@@ -99,9 +101,10 @@ class Tiles:
     def keep_negatives(self, z_RX: Tensor, at: Tile) -> None:
         """-inf to own pairs, and to those of their label."""
         z_RX.diagonal(at.diagonal).fill_(-torch.inf)
-        if self.pairs.label_X is not None:
-            label_X = self.pairs.label_X
-            z_RX.masked_fill_(label_X[at.own, None] == label_X[at.columns], -torch.inf)
+        if self.pairs.label_R is not None:
+            label_R, start = self.pairs.label_R, self.pairs.start
+            label_X = label_R[start + at.columns.start : start + at.columns.stop]
+            z_RX.masked_fill_(label_R[at.rows, None] == label_X, -torch.inf)
 
     def keep_present(self, z_RX: Tensor, at: Tile) -> None:
         """-inf to rows and columns that do not exist."""
@@ -109,11 +112,11 @@ class Tiles:
         if self.pairs.row_mask_RK is not None:
             z_RX.masked_fill_(~self.pairs.row_mask_RK[at.rows, at.slot, None], -torch.inf)
 
-    def add_margin(self, z_RX: Tensor, at: Tile) -> None:
-        """scale * margin * own column of the row . column, which stays in buffer 2 without scale."""
-        if self.margin:
-            own_RE = self.column_XKE[at.own, at.slot] * self.pairs.mask_XK[at.own, at.slot, None]
-            like_RX = torch.mm(own_RE.mul_(self.margin), self.column(at).T, out=self.buffer(at, 2))
+    def add_kinship(self, z_RX: Tensor, at: Tile) -> None:
+        """scale * kin . column, which stays in buffer 2 without scale; 0 for own pairs."""
+        if self.kin_RKE is not None:
+            kin_RE = self.kin_RKE[at.rows, at.slot]
+            like_RX = torch.mm(kin_RE, self.column(at).T, out=self.buffer(at, 2))
             like_RX.diagonal(at.diagonal).zero_()
             z_RX.addcmul_(like_RX, self.scale)
 
@@ -127,11 +130,11 @@ class Gradients:
         self.scale = torch.zeros_like(tiles.scale)
 
     def add(self, d_RX: Tensor, at: Tile) -> None:
-        """Buffer 0 is free by now."""
+        """d_RX must not lie in buffer 0, which is free by now."""
         tiles = self.tiles
         self.row_RE[at.rows].addmm_(d_RX, tiles.column(at))
         self.column_XKE[at.columns, at.slot].addmm_(d_RX.T, tiles.scaled(at))
-        if tiles.margin:
+        if tiles.kin_RKE is not None:
             self.scale += torch.mul(d_RX, tiles.buffer(at, 2), out=tiles.buffer(at, 0)).sum()
 
     def finish(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -65,4 +65,6 @@ def test_captions_travel_once_each_way_and_patches_never(tmp_path):
         # Captions and what they grouped; captions are shared with the other terms of a recipe.
         assert sorted(found["grouping"].tolist()) == sorted([mask, there, there, again, again])
         assert found["within"].tolist() == [mask]
-        assert sorted(found["conditioned"].tolist()) == sorted([mask, there, again])
+        # Images, and of every image's captions the one that others see.
+        images = [[out, IMAGES * WIDTH, 1], [back, 2 * IMAGES * WIDTH, 1]]
+        assert sorted(found["conditioned"].tolist()) == sorted([mask, *images, *images])
