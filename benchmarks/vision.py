@@ -219,11 +219,11 @@ def plot(curves: dict[str, dict[int, Curve]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    seeds = list(dict.fromkeys(seed for found in curves.values() for seed in found))
+    seeds = list(dict.fromkeys(seed for found in curves.values() for seed in found)) or [0]
+    size = (5 * len(seeds) + 2, 4)
     figure, panels = plt.subplots(
-        1, max(len(seeds), 1), figsize=(5 * max(len(seeds), 1) + 2, 4), sharey=True, squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
+        1, len(seeds), figsize=size, sharey=True, squeeze=False, layout="constrained"
+    )
     for axes, seed in zip(panels[0], seeds, strict=True):
         for number, (name, found) in enumerate(curves.items()):
             if seed in found:

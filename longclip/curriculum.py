@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .types import UserError
 
@@ -46,9 +46,11 @@ class Curriculum:
     patch_dropout: Steps = None
 
     def __post_init__(self) -> None:
-        _check("image_size", self.image_size, _whole, "pixels of a side")
-        _check("context_length", self.context_length, _whole, "tokens, start and end included")
-        _check("patch_dropout", self.patch_dropout, lambda x: 0 <= x < 1, "a share, 0 or more and below 1")
+        _check("image_size", self.image_size, _at_least(1), "a number of pixels")
+        _check(
+            "context_length", self.context_length, _at_least(3), "3 tokens or more, start and end included"
+        )
+        _check("patch_dropout", self.patch_dropout, _share, "a share, 0 or more and below 1")
 
     def at(self, position: int) -> Stage:
         """The stage of a batch whose first image (over all processes) has this position in the run."""
@@ -85,20 +87,28 @@ class Curriculum:
         return begun[-1] if begun else None  # the first stage begins at 0, wherever there is one
 
 
-def _check(name: str, steps: Steps, allowed: Callable[[float], bool], what: str) -> None:
+def _check(name: str, steps: Any, allowed: Callable[[Any], bool], what: str) -> None:
+    """Raise UserError for anything but stages: YAML brings whatever a user wrote."""
     if steps is None:
         return
-    pairs = all(isinstance(step, Sequence) and len(step) == 2 for step in steps)
-    shares = [float(step[0]) for step in steps] if pairs else []
-    rising = shares == sorted(set(shares)) and shares[:1] == [0.0] and shares[-1] < 1
-    if not rising:
+    listed = isinstance(steps, Sequence) and all(isinstance(s, Sequence) and len(s) == 2 for s in steps)
+    shares = [share for share, _ in steps] if listed else []
+    if not all(map(_share, shares)) or shares[:1] != [0] or shares != sorted(set(shares)):
         raise UserError(
-            f"curriculum.{name} is {list(steps)}; give [share of the run, value] for every stage, the first "
-            f"from 0 on and each later than the one before, for example '[[0,48],[0.8,null]]'"
+            f"curriculum.{name} is {steps}; give [share of the run, value] for every stage, the first from 0 "
+            f"on and each later than the one before, for example '[[0,48],[0.8,null]]'"
         )
     wrong = [value for _, value in steps if value is not None and not allowed(value)]
     if wrong:
         raise UserError(f"curriculum.{name} has a stage of {wrong[0]}; it is {what}, or null for the model's")
+
+
+def _share(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value < 1
+
+
+def _at_least(least: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and value >= least
 
 
 def _told(steps: Sequence[tuple[float, float | None]]) -> str:
@@ -106,7 +116,3 @@ def _told(steps: Sequence[tuple[float, float | None]]) -> str:
         f"{'as the model' if value is None else f'{value:g}'} from {100 * share:g} %"
         for share, value in steps
     )
-
-
-def _whole(value: float) -> bool:
-    return value == int(value) and value >= 1

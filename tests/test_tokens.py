@@ -165,6 +165,21 @@ def test_start_and_end_are_always_kept(words: int, length: int, dropped: int, to
     assert (packed.tokens_T[0], packed.tokens_T[-1]) == (tokenizer.prefix[0], tokenizer.suffix[0])
 
 
+@pytest.mark.parametrize(
+    ("words", "limit", "length", "dropped", "withheld"),
+    [(300, 20, 20, 225, 57), (60, 20, 20, 0, 42), (18, 20, 20, 0, 0), (5, 20, 7, 0, 0), (300, 77, 77, 225, 0),
+     (300, 248, 77, 225, 0)],
+)  # fmt: skip
+def test_a_limit_withholds_and_does_not_drop(
+    words: int, limit: int, length: int, dropped: int, withheld: int, tokenizer: Tokenizer
+) -> None:
+    packed = pack([[Text((320,) * words), None]], tokenizer, limit)
+    assert packed.lengths_BK.tolist() == [[length, 0]]
+    assert packed.dropped_BK.tolist() == [[dropped, 0]]
+    assert packed.withheld == withheld
+    assert packed.tokens_T.tolist() == [tokenizer.prefix[0], *(320,) * (length - 2), tokenizer.suffix[0]]
+
+
 def test_missing_texts_own_no_tokens(tokenizer: Tokenizer) -> None:
     packed = pack([[Text((1,)), None, Text((2, 3))], [None, None, None], [None, Text((4,)), None]], tokenizer)
     s, e = tokenizer.prefix[0], tokenizer.suffix[0]

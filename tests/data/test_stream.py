@@ -17,6 +17,7 @@ from servers import Server
 
 from longclip import dist
 from longclip.captions import Groups, Sentences, Whole
+from longclip.curriculum import Curriculum
 from longclip.data.faults import Damaged, Reason
 from longclip.data.plans.plan import Plan
 from longclip.data.streams import tape
@@ -161,6 +162,19 @@ def test_captions_come_from_the_json_where_it_is_told(folder):
     ids_SL = unpack(batch.tokens_T, batch.lengths_BK.flatten(), 77)
     texts = [f"{text(int(key))} Waves, {int(key)}. The sea." for key in batch.keys]
     assert torch.equal(ids_SL, open_clip.get_tokenizer("ViT-B-16")(texts))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_follow_the_stages_of_a_curriculum(folder, workers):
+    stages = Curriculum(80, image_size=[(0, 8), (0.5, None)], context_length=[(0, 9), (0.5, None)])
+    data = module(str(folder), curriculum=stages, workers=workers)
+    found = list(data.train_dataloader())
+    assert [batch.pixels_BCHW.shape[-1] for batch in found] == [8] * 5 + [16] * 5
+    assert [batch.longest == 9 for batch in found] == [True] * 5 + [False] * 5
+    assert all((batch.withheld > 0) == (place < 5) for place, batch in enumerate(found))
+    assert data.probe(4).pixels_BCHW.shape[-1] == 16, "the first look is at whole images"
+    data.resume(32, 4)
+    assert [batch.pixels_BCHW.shape[-1] for batch in data.train_dataloader()] == [8] + [16] * 5
 
 
 def add(tar, name, content, kind=tarfile.REGTYPE):
