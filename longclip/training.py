@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from . import dist
+from . import dist, memory
 from .objectives.term import Loss, Term
 from .optim import AdamW, clamp_temperatures
 from .strategies import sharding
@@ -39,6 +39,7 @@ class LongClip(lightning.LightningModule):
     Attributes:
         samples_seen: images of the global batch trained on so far; the data position, too.
         steps_done: optimizer steps before this start.
+        doing: the part of a step that runs, for who has to say what failed.
         asked: the signal that asks to stop after this step, 0 for none; see `stopping`.
     """
 
@@ -57,6 +58,7 @@ class LongClip(lightning.LightningModule):
         self.slots, self.optim, self.seed, self.micro_batch = slots, optim, seed, micro_batch
         self.needs = frozenset[str]().union(*(term.needs for term in terms.values()))
         self.samples_seen = self.steps_done = self.asked = 0
+        self.doing = "encoding"
         self._signature: dict[str, object] | None = None  # of the order in which the samples were seen
         _check_groups(terms, slots)
         tower.check_needs(self.needs)
@@ -65,7 +67,9 @@ class LongClip(lightning.LightningModule):
         check_chunkable(tower, micro_batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.doing = "encoding"
         embeddings = self.tower(batch, self.slots, self.needs, self.micro_batch)
+        self.doing = "the loss"
         with torch.autocast(self.device.type, enabled=False):  # losses are float32
             losses: dict[str, Loss] = {name: term(embeddings) for name, term in self.terms.items()}
             total = torch.stack([self.weights[name] * loss.value for name, loss in losses.items()]).sum()
@@ -110,8 +114,15 @@ class LongClip(lightning.LightningModule):
             group["lr"] = self.optim.lr_at(self.samples_seen)
         self._batch_size = len(batch.keys) * dist.world()
 
+    def on_before_backward(self, loss: Tensor) -> None:
+        self.doing = "the backward pass"
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        self.doing = "the update"
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
+        with memory.explained(self._load):  # forward and backward happen in here
+            super().optimizer_step(*args, **kwargs)
         clamp_temperatures(self)
         self.samples_seen += self._batch_size
 
@@ -128,6 +139,17 @@ class LongClip(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.samples_seen, self.steps_done = checkpoint["longclip"]["samples_seen"], checkpoint["global_step"]
         self._signature = checkpoint["longclip"].get("order")
+
+    def _load(self) -> memory.Load:
+        plan = self.trainer.datamodule.plan  # type: ignore[attr-defined]
+        return memory.Load(
+            self.doing,
+            plan.batch_size,
+            dist.world(),
+            self.micro_batch,
+            self.tower.grad_checkpointing,
+            plan.tokens,
+        )
 
     def _not_finite(self, total: Tensor, losses: dict[str, Loss], batch: Batch) -> str:
         if total.isfinite():

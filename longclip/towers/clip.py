@@ -74,6 +74,7 @@ class DualTower(nn.Module):
         if self.padded_because:
             log.warning("text runs padded to %d tokens: %s", self.context_length, self.padded_because)
         _lock(self.backbone, freeze)
+        self.grad_checkpointing = grad_checkpointing
         if grad_checkpointing:
             self.backbone.set_grad_checkpointing(True)
         if scale is not None:
