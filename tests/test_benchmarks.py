@@ -146,3 +146,17 @@ def test_a_quick_run_tells_every_figure(tmp_path):
     assert found["P10.ids"].ours == 0
     assert found["P11.levels"].ours <= 1
     assert "goals met" in done.stdout
+
+
+@pytest.mark.long
+def test_the_gpu_benchmark_runs_up_to_the_device(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--quick"]
+    command += ["--json", tmp_path / "rows.json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = load(tmp_path / "rows.json")
+    kinds = {row.id.split(".")[1] for row in rows}
+    assert kinds == {"attention", "loss", "compile", "ceiling", "mfu", "images", "largest", "wait"}
+    rounding = [row.ratio for row in rows if row.id.startswith("GPU.attention") and row.baseline < 1]
+    assert len(rounding) == 4
+    assert all(ratio > 0.5 for ratio in rounding)

@@ -1,0 +1,45 @@
+"""The contrastive loss of a large batch on one device: time, and memory above features and gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import normalize
+
+from longclip.objectives import Contrastive
+from longclip.types import Embeddings
+
+from .device import Device
+from .measures import Row, at_most
+
+WIDTH, CAPTIONS = 512, 8
+
+
+def rows(device: Device) -> list[Row]:
+    images = 64 if device.quick else 32_768
+    torch.manual_seed(0)
+    image_BE = normalize(torch.randn(images, WIDTH, device=device.at), dim=-1).requires_grad_()
+    text_BKE = normalize(torch.randn(images, CAPTIONS, WIDTH, device=device.at), dim=-1).requires_grad_()
+    embeddings = Embeddings(
+        image_BE=image_BE,
+        text_BKE=text_BKE,
+        mask_BK=torch.ones(images, CAPTIONS, dtype=torch.bool, device=device.at),
+        slots={"sub": slice(0, CAPTIONS)},
+        scale=torch.tensor(100.0, device=device.at, requires_grad=True),
+        gather=lambda x: x,
+    )
+    term = Contrastive("sub").to(device.at)
+
+    def job() -> None:
+        image_BE.grad = text_BKE.grad = None
+        term(embeddings).value.backward()
+
+    job()
+    gradients = image_BE.nbytes + text_BKE.nbytes
+    image_BE.grad = text_BKE.grad = None
+    above = device.peak(job) - gradients
+    took = device.seconds({"loss": job})["loss"]
+    what = f"InfoNCE of {images:,} images with {CAPTIONS} captions, forward and backward, "
+    return [
+        at_most("GPU.loss.memory", what + "GiB above features and gradients", above / 2**30, 3),
+        at_most("GPU.loss.ms", what + "ms", 1e3 * took, 90),
+    ]
