@@ -24,6 +24,7 @@ def train(config: DictConfig) -> dict[str, float]:
     from longclip.banner import Banner
     from longclip.captions import Groups
     from longclip.export import export_run
+    from longclip.failing import Together
     from longclip.stopping import Stop
     from longclip.stored import Stored
     from longclip.training import LongClip
@@ -61,6 +62,7 @@ def train(config: DictConfig) -> dict[str, float]:
         logger=[instantiate(logger) for logger in config.logger.values()],
         callbacks=[
             Stop(checkpoints),
+            Together(run),
             Banner(config.name, checkpoint),
             callbacks.progress(),
             callbacks.Stages(curriculum),

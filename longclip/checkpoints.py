@@ -177,7 +177,7 @@ def _what_happened(stored: Stored, trainer: lightning.Trainer, fresh: set[str]) 
     saved = f"{stored.values['strategy']} x {stored.world}"
     now = f"{_kind(trainer)} x {dist.world()}"
     how = f"saved by {saved}" if saved == now else f"saved by {saved}, taken apart anew for {now}"
-    left = f"; {len(fresh)} parameters start without moments ({min(fresh)}, ...)" if fresh else ""
+    left = f"; {len(fresh)} parameters have no moments in it, first {min(fresh)}" if fresh else ""
     carried = "weights, moments, schedule and data position carried over exactly"
     return f"{stored.folder.name}: {how}; {carried}{left}"
 

@@ -55,7 +55,7 @@ class Zero(DeepSpeedStrategy):
         for name, parameter in self.lightning_module.named_parameters():  # type: ignore[union-attr]
             if name.endswith("logit_scale") and parameter.requires_grad:
                 for share in self._masters(parameter):
-                    share.clamp_(0, LN_100)
+                    share.data.clamp_(0, LN_100)
         return done
 
     def _masters(self, parameter: Any) -> list[torch.Tensor]:
