@@ -7,6 +7,8 @@ from torch.nn.functional import normalize
 
 from longclip import dist
 from longclip.objectives import Contrastive, Grouping, PrimaryComponents, Sigmoid, Term, TextConditioned
+from longclip.objectives.contrastive import info_nce
+from longclip.objectives.sigmoid import pairwise_sigmoid
 from longclip.types import Embeddings
 
 IMAGES, SLOTS, WIDTH, PATCHES = 8, 5, 12, 6
@@ -18,6 +20,7 @@ def terms() -> dict[str, Term]:
     made: dict[str, Term] = {
         "single": Contrastive("raw"),
         "multi": Contrastive("sub", label_smoothing=0.1),
+        "hard": Contrastive("sub", label_smoothing=0.1, margin=0.5),
         "components": PrimaryComponents("raw", k=3, label_smoothing=0.1),
         "explained": PrimaryComponents("sub", explained=0.8, renormalise=True),
         "grouping": Grouping("sub"),
@@ -69,7 +72,24 @@ def judge() -> Results:
         results |= {f"{name}/value": loss.value.detach()}
         results |= {f"{name}/measure/{key}": value for key, value in loss.measures.items()}
         results |= {f"{name}/grad/{key}": grad for key, grad in zip(inputs, grads, strict=True)}
-    return results | collectives(embeddings)
+    return results | exact(features, mask_GK) | collectives(embeddings)
+
+
+def exact(features: dict[str, Tensor], mask_GK: Tensor) -> Results:
+    """The pure losses in float64, where a wrong sum cannot hide behind rounding."""
+    own, results = dist.rows(IMAGES // dist.world()), {}
+    image, text = (features[name][own].double().requires_grad_() for name in ("image", "text"))
+    scale, bias = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (3.0, -2.0))
+    losses = {
+        "softmax": info_nce(dist.gather(image), text, mask_GK, scale, 0.1, 0.5)[0],
+        "sigmoid": pairwise_sigmoid(dist.gather(image), text, mask_GK[own], scale, bias) * dist.world(),
+    }
+    inputs = {"image": image, "text": text, "scale": scale, "bias": bias}
+    for name, loss in losses.items():
+        grads = torch.autograd.grad(loss, list(inputs.values()), materialize_grads=True)
+        results |= {f"{name}/exact": loss.detach()}
+        results |= {f"{name}/exact/{key}": grad for key, grad in zip(inputs, grads, strict=True)}
+    return results
 
 
 def collectives(embeddings: Embeddings) -> Results:
@@ -82,6 +102,7 @@ def collectives(embeddings: Embeddings) -> Results:
         "order": dist.gather(mine),
         "mask": dist.gather(embeddings.mask_BK),
         "shared": torch.tensor(once is twice),
+        "sent": dist.exchange(torch.arange(dist.world())[:, None] + 10 * dist.rank()),
     }
 
 
@@ -97,12 +118,16 @@ def check(parts: list[Results]) -> None:
     keys = [key for key in whole if "/" in key]
     got, want = {key: merge(parts, key) for key in keys}, {key: whole[key] for key in keys}
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    fine = [key for key in keys if "/exact" in key]
+    got, want = {key: got[key] for key in fine}, {key: want[key] for key in fine}
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
     for rank, part in enumerate(parts):
         assert part["rank"] == rank
         assert part["world"] == len(parts)
         assert part["order"].flatten().tolist() == list(range(len(parts)))
         assert torch.equal(part["mask"], leaves()[1])
         assert part["shared"]
+        assert part["sent"].flatten().tolist() == [rank + 10 * sender for sender in range(len(parts))]
 
 
 def test_two_processes_equal_one(tmp_path):
@@ -116,6 +141,7 @@ def test_four_processes_equal_one(tmp_path):
 def test_one_process_gathers_nothing():
     x = torch.randn(3, 2)
     assert dist.gather(x) is x
+    assert dist.exchange(x) is x
     assert dist.Gather()(x) is x
     assert (dist.rank(), dist.world(), dist.rows(3)) == (0, 1, slice(0, 3))
     assert not distributed.is_initialized()

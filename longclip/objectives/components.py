@@ -121,7 +121,7 @@ class PrimaryComponents(Term):
         value, accuracy = info_nce(
             projected_GE,
             embeddings.text(self.texts).float(),
-            embeddings.mask(self.texts),
+            embeddings.all_mask(self.texts),
             embeddings.scale.float(),
             self.label_smoothing,
         )

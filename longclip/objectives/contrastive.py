@@ -61,7 +61,7 @@ def _own_rows(seen: Contrast) -> tuple[Tensor, Tensor]:
 def info_nce(
     image_GE: Tensor,
     text_BKE: Tensor,
-    mask_BK: Tensor,
+    mask_GK: Tensor,
     scale: Tensor,
     label_smoothing: float = 0.0,
     margin: float = 0.0,
@@ -77,20 +77,22 @@ def info_nce(
     negatives. An absent caption is neither row nor column, and raises no score; its image stays a
     negative for the slot's other captions. A slot that nobody fills contributes 0.
 
-    image_GE: L2-normalised, of all processes. text_BKE: L2-normalised, of this process, with mask_BK:
-    which of them exist. scale: exp(temperature). label_smoothing: in [0, 1); epsilon is spread over an
-    image's present columns, and over a caption's images. margin: gamma.
+    image_GE: L2-normalised, of all processes. text_BKE: L2-normalised, of this process. mask_GK: which
+    captions exist. scale: exp(temperature). label_smoothing: in [0, 1); epsilon is spread over an image's
+    present captions, and over a caption's images. margin: gamma.
     Returns this process's share of the loss and, without gradient, of the top-1 accuracy in [0, 1]
     (both directions, without margin, ties wrong); their means over processes are the global batch's.
     """
+    own = dist.rows(len(text_BKE))
+    mask_BK = mask_GK[own]
     kin_GKE = dist.gather(text_BKE.detach() * mask_BK[..., None] * margin) if margin else None
-    pairs = Pairs(mask_BK, dist.rows(len(text_BKE)).start)
+    pairs = Pairs(mask_BK, own.start)
     found = symmetric_cross_entropy(image_GE, text_BKE, scale, pairs, kin_GKE)
-    loss_KB, count_K = found.loss_KX, dist.gather(mask_BK.sum(0)[None]).sum(0)
+    loss_KB = found.loss_KX
     if label_smoothing:
-        mean_KB = scale * _mean_score(image_GE, text_BKE * mask_BK[..., None], count_K, margin)
+        mean_KB = scale * _mean_score(image_GE, text_BKE * mask_BK[..., None], mask_GK.sum(0), margin)
         loss_KB = loss_KB + label_smoothing * (found.own_KX - mean_KB)
-    captions = count_K.sum().clamp_min(1)
+    captions = mask_GK.sum().clamp_min(1)
     loss, right = (x.masked_fill(~mask_BK.T, 0).sum() for x in (loss_KB, found.right_KX))
     return loss * dist.world() / captions, right * dist.world() / captions
 
@@ -135,7 +137,7 @@ class Contrastive(Term):
         value, accuracy = info_nce(
             image_GE,
             embeddings.text(self.texts).float(),
-            embeddings.mask(self.texts),
+            embeddings.all_mask(self.texts),
             embeddings.scale.float(),
             self.label_smoothing,
             self.margin,
