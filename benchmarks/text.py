@@ -61,8 +61,8 @@ def ours(model: CLIP, captions: Captions, layout: Layout | None = None) -> Tenso
 def least_flops(lengths_BK: np.ndarray, width: int, layers: int) -> float:
     """What no causal text tower can do without, forward and backward, for real tokens.
 
-    A layer: 24 width^2 for every token in the linear maps, 2 n (n + 1) width in the attention of a caption of n
-    tokens. Of the last layer only keys and values of all tokens (4 width^2) and the rest of the end tokens.
+    A layer: 24 width^2 for every token in the linear maps, 2 n (n + 1) width in the attention of a caption
+    of n tokens. Of the last layer only keys and values of all tokens (4 width^2), the rest of the end tokens.
     """
     n_S = lengths_BK[lengths_BK > 0].astype(np.float64)
     layer = 24 * width**2 * n_S + 2 * n_S * (n_S + 1) * width

@@ -2,13 +2,15 @@
 
 import copy
 
-import numpy as np
 import open_clip
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from open_clip.model import CLIP, CustomTextCLIP
 
 from longclip.towers.attention import Layout
+from longclip.towers.positions import freeze_head
 from longclip.towers.text import encode_packed, encode_padded, text_module, why_padded
 
 VISION = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
@@ -22,45 +24,115 @@ def make(kind=CLIP, **text):
     return kind(embed_dim=32, vision_cfg=VISION, text_cfg={**TEXT, **text})
 
 
-def captions():
+def captions(lengths=LENGTHS):
     """Packed and padded forms of the same captions. Token 0, open_clip's padding, is among the words."""
     generator = torch.Generator().manual_seed(1)
-    rows = [torch.randint(0, 900, (n,), generator=generator) for n in LENGTHS]
+    rows = [torch.randint(0, 900, (n,), generator=generator) for n in lengths]
     padded = torch.zeros(len(rows), TEXT["context_length"], dtype=torch.long)
     for row, out in zip(rows, padded, strict=True):
         row[0], row[-1] = 998, END
         out[: len(row)] = row
-    return torch.cat(rows).int(), np.array(LENGTHS, np.int32), padded
+    return torch.cat(rows).int(), torch.tensor(lengths, dtype=torch.int32), padded
+
+
+def packed(model, tokens_T, lengths_S):
+    return encode_packed(model, tokens_T, Layout(lengths_S.numpy(), tokens_T.device))
+
+
+def gradients(model, features_SE):
+    torch.manual_seed(2)
+    model.zero_grad()
+    (features_SE * torch.randn_like(features_SE)).sum().backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def apart(found, expected):
+    """The largest difference, as a share of the largest number."""
+    return float((found - expected).detach().abs().max() / (expected.detach().abs().max() + 1e-12))
+
+
+def assert_packed_equals_padded(model, other, lengths):
+    tokens_T, lengths_S, padded = captions(lengths)
+    features_SE, expected_SE = packed(model, tokens_T, lengths_S), other.encode_text(padded)
+    assert apart(features_SE, expected_SE) < 2e-6
+    ours, theirs = gradients(model, features_SE), gradients(other, expected_SE)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert apart(ours[name], theirs[name]) < 1e-4, name
 
 
 @pytest.mark.parametrize("kind", [CLIP, CustomTextCLIP])
 @pytest.mark.parametrize("text", [{}, {"ls_init_value": 0.1}, {"mlp_ratio": 2.0}])
 def test_packed_equals_padded(kind, text):
     model = make(kind, **text)
-    other = copy.deepcopy(model)
+    assert_packed_equals_padded(model, copy.deepcopy(model), LENGTHS)
+
+
+MODEL = make()
+
+
+@settings(max_examples=15, deadline=None, database=None)
+@given(st.lists(st.integers(2, 64), min_size=1, max_size=12))
+def test_packed_equals_padded_whatever_the_lengths(lengths):
+    assert_packed_equals_padded(MODEL, copy.deepcopy(MODEL), lengths)
+
+
+@pytest.mark.parametrize("kind", [CLIP, CustomTextCLIP])
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        lambda model: model.set_grad_checkpointing(True),
+        lambda model: freeze_head(text_module(model), 20),
+        lambda model: model.lock_text_tower(unlocked_layers=2),
+    ],
+    ids=["checkpointed", "frozen-head", "locked"],
+)
+def test_packed_equals_padded_however_it_is_trained(kind, prepare):
+    model = make(kind)
+    prepare(model)
+    assert_packed_equals_padded(model, copy.deepcopy(model), LENGTHS)
+
+
+def test_packed_is_as_near_to_float32_as_padded_under_bfloat16():
+    model = make()
     tokens_T, lengths_S, padded = captions()
-    packed_SE = encode_packed(model, tokens_T, Layout(lengths_S, tokens_T.device))
-    padded_SE = other.encode_text(padded)
-    assert (packed_SE - padded_SE).abs().max() < 2e-6
-    weight = torch.randn_like(packed_SE)
-    (packed_SE * weight).sum().backward()
-    (padded_SE * weight).sum().backward()
-    theirs = dict(other.named_parameters())
-    for name, parameter in model.named_parameters():
-        if theirs[name].grad is not None:
-            scale = theirs[name].grad.abs().max() + 1e-12
-            assert (parameter.grad - theirs[name].grad).abs().max() / scale < 1e-4, name
+
+    def both(encode):
+        features_SE = encode()
+        return [features_SE.float(), *gradients(model, features_SE).values()]
+
+    exact = both(lambda: model.encode_text(padded))
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = both(lambda: packed(model, tokens_T, lengths_S))
+        theirs = both(lambda: model.encode_text(padded))
+    for mine, other, right in zip(ours, theirs, exact, strict=True):
+        assert (mine - right).norm() <= 1.25 * (other - right).norm() + 1e-7 * right.norm()
 
 
 def test_recomputed_blocks_give_the_same_gradients():
     tokens_T, lengths_S, _ = captions()
-    grads = []
+    found = []
     for recompute in (False, True):
         model = make()
         model.set_grad_checkpointing(recompute)
-        encode_packed(model, tokens_T, Layout(lengths_S, tokens_T.device)).square().sum().backward()
-        grads.append(model.token_embedding.weight.grad)
-    assert torch.equal(*grads)
+        found.append(gradients(model, packed(model, tokens_T, lengths_S)))
+    for name, gradient in found[0].items():
+        assert torch.equal(gradient, found[1][name]), name
+
+
+@pytest.mark.long
+def test_compiled_equals_eager_on_batches_of_any_size():
+    torch._dynamo.reset()
+    model = make()
+    compiled = torch.compile(encode_packed, dynamic=True)
+    for lengths in ([5, 5, 5], [30, 31, 9, 8], [60, 20, 20, 19, 4], [40, 18, 17]):
+        tokens_T, lengths_S, _ = captions(lengths)
+        layout = Layout(lengths_S.numpy(), tokens_T.device)
+        ours, eager = compiled(model, tokens_T, layout), encode_packed(model, tokens_T, layout)
+        assert apart(ours, eager) < 2e-6
+        found, expected = gradients(model, ours), gradients(model, eager)
+        for name in expected:
+            assert apart(found[name], expected[name]) < 1e-4, name
 
 
 def test_padded_path_is_open_clips_own():
