@@ -79,7 +79,7 @@ class Checkpoints(Callback):
             self.save(trainer, module)
         self._finish(trainer)
         if trainer.is_global_zero:
-            self._prune()
+            _prune(self.run, self.keep)
 
     def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
         self.writer.shutdown(wait=True)  # what is being written may become whole yet
@@ -91,7 +91,7 @@ class Checkpoints(Callback):
         values = trainer.strategy.broadcast(_values(trainer, module))  # one stamp for all files of a save
         if trainer.is_global_zero:
             shutil.rmtree(folder, ignore_errors=True)  # what a run that was killed here has left
-            self._prune()
+            _prune(self.run, self.keep)
         tensors = _own_share(state_of(trainer))
         trainer.strategy.barrier()
         self.saved_at, self.saved_step = time.monotonic(), trainer.global_step
@@ -113,12 +113,13 @@ class Checkpoints(Callback):
             raise error
         raise UserError("another process could not write its share of the checkpoint; its message says why")
 
-    def _prune(self) -> None:
-        """Remove what is older than the newest whole ones; what is newer may be in the making."""
-        found = runs.checkpoints(self.run)
-        whole = [path for path in found if why_not_whole(path) is None][-self.keep :]
-        for old in found[: found.index(whole[0])] if len(whole) == self.keep else []:
-            shutil.rmtree(old, ignore_errors=True)
+
+def _prune(run: Path, keep: int) -> None:
+    """Remove what is older than the newest whole ones; what is newer may be in the making."""
+    found = runs.checkpoints(run)
+    whole = [path for path in found if why_not_whole(path) is None][-keep:]
+    for old in found[: found.index(whole[0])] if len(whole) == keep else []:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def restore(stored: Stored, trainer: lightning.Trainer, module: Any) -> None:
