@@ -7,13 +7,15 @@ run up to the device itself. Needs root and Debian's slurm-wlm; `missing()` says
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch")
@@ -28,7 +30,7 @@ SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.sock
+AuthInfo=socket={folder}/munge.sock,cred_expire=10
 CredType=cred/munge
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.%n.pid
@@ -54,9 +56,7 @@ JobRequeue=1
 PropagateResourceLimits=NONE
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
-NODE = (
-    "NodeName={name} NodeHostname={host} NodeAddr={name} Port={port} CPUs=16 RealMemory=4000 Gres=gpu:{gpus}\n"
-)
+NODE = "NodeName={name} NodeAddr={name} NodeHostname={host} Port={port} CPUs=16 Gres=gpu:{gpus}\n"
 
 
 def missing() -> str | None:
@@ -104,20 +104,44 @@ class Cluster:
         (self.folder / "munge.key").chmod(0o400)
 
     def _start(self) -> None:
-        own = {option: f"--{option}-file={self.folder}/munge.{option}" for option in ("key", "pid", "log", "seed")}
+        own = {
+            option: f"--{option}-file={self.folder}/munge.{option}"
+            for option in ("key", "pid", "log", "seed")
+        }
         self.call("munged", "--force", f"--socket={self.folder}/munge.sock", *own.values())
         self.call("slurmctld", "-c")
         for node in self.nodes:
             self.start_node(node)
-        self.wait(lambda: self.call("sinfo", "-h", "-N", "-o", "%t").split() == ["idle"] * len(self.nodes), "nodes")
+        self.wait(
+            lambda: self.call("sinfo", "-h", "-N", "-o", "%t").split() == ["idle"] * len(self.nodes), "nodes"
+        )
 
     def start_node(self, node: str) -> None:
+        """A node that was down is taken back as soon as it reports (ReturnToService)."""
         self.call("slurmd", "-N", node)
 
-    def stop_node(self, node: str) -> None:
-        """The node is gone: its daemon is killed, and the controller is told."""
+    def lose_node(self, node: str) -> None:
+        """Everything on the node is gone at once; the controller hears of it."""
         os.kill(int((self.folder / f"slurmd.{node}.pid").read_text()), signal.SIGKILL)
-        self.call("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+        for pid in self._tasks(node):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.call("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
+
+    def _tasks(self, node: str) -> Iterator[int]:
+        marks = {f"SLURMD_NODENAME={node}".encode(), f"SLURM_CONF={self.env['SLURM_CONF']}".encode()}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if marks <= set((folder / "environ").read_bytes().split(b"\0")):
+                    yield int(folder.name)
+
+    def state(self, job: str) -> str:
+        """The job's state, as `scontrol show job` names it."""
+        shown = self.call("scontrol", "show", "job", job)
+        return re.findall(r"JobState=(\S+)", shown)[0]
+
+    def restarts(self, job: str) -> int:
+        return int(re.findall(r"Restarts=(\d+)", self.call("scontrol", "show", "job", job))[0])
 
     def stop(self) -> None:
         subprocess.run(["scancel", "--me"], env=self.env, check=False, capture_output=True)
@@ -138,7 +162,9 @@ class Cluster:
     def wait(self, condition: Callable[[], object], what: str, seconds: float = SECONDS) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < deadline, f"waited {seconds} s for {what}\n{self.call('squeue', check=False)}"
+            assert time.monotonic() < deadline, (
+                f"waited {seconds} s for {what}\n{self.call('squeue', check=False)}"
+            )
             time.sleep(0.1)
 
 

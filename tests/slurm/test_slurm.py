@@ -1,0 +1,147 @@
+"""The batch scripts on a real SLURM of two nodes: what befalls a job, and that the run does not feel it."""
+
+import pytest
+import torch
+
+from longclip import runs
+from longclip.stored import Stored
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
+
+from conftest import NO_GPUS, SMALL  # noqa: E402
+
+TWO_NODES = ["--nodes=2", *NO_GPUS]
+ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+HELD = (2, 5, 7, 10)
+
+
+def finish(cluster, job, state="COMPLETED"):
+    cluster.wait(lambda: cluster.state(job) in ENDS, f"job {job} to end", 200)
+    assert cluster.state(job) == state
+
+
+def again(cluster, job, restarts):
+    """Wait until the job is queued once more, and skip the pause that SLURM would make."""
+    cluster.wait(lambda: cluster.state(job) == "PENDING" and cluster.restarts(job) == restarts, "the requeue")
+    cluster.call("scontrol", "update", f"JobId={job}", "StartTime=now", "TimeLimit=60")
+
+
+def train(scenes, name, *more):
+    return ["train.sbatch", *SMALL, "trainer=cpu", f"data.root={scenes}", f"name={name}", *more]
+
+
+def hold(run, *steps):
+    """Overrides by which a run waits for a signal at these steps."""
+    at = ",".join(map(str, steps))
+    target = "tests.slurm.hold.Hold"
+    return [f"+logger.hold._target_={target}", f"+logger.hold.run={run}", f"+logger.hold.at=[{at}]"]
+
+
+@pytest.fixture(scope="module")
+def calm(cluster, sbatch, shared, scenes_of_slurm):
+    """A job of two nodes that nobody disturbs."""
+    job = sbatch(*train(scenes_of_slurm, "calm"), options=TWO_NODES)
+    finish(cluster, job)
+    return shared / "calm"
+
+
+@pytest.fixture(scope="module")
+def hard_life(cluster, sbatch, shared, scenes_of_slurm):
+    """The same job with everything that may happen to it: time limit, two signals in a row, a lost node."""
+    run = shared / "hard"
+    overrides = train(scenes_of_slurm, "hard", "logger=wandb", *hold(run, *HELD))
+    job = sbatch(*overrides, options=["--time=60", *TWO_NODES])
+
+    def held(index):
+        reached = run / f"held-{HELD[index]}"
+        cluster.wait(lambda: reached.exists() or cluster.state(job) in ENDS, f"step {HELD[index]}", 200)
+        assert reached.exists(), cluster.state(job)
+
+    held(0)
+    minutes = int(cluster.call("squeue", "-h", "-j", job, "-O", "TimeUsed").split(":")[-2]) + 2
+    cluster.call("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")  # USR1@120 is due at once
+    again(cluster, job, 1)
+    for index in (1, 2):
+        held(index)
+        cluster.call("scancel", "--signal=USR1", job)
+        again(cluster, job, index + 1)
+    held(3)
+    cluster.lose_node(cluster.nodes[1])
+    again(cluster, job, 4)
+    cluster.start_node(cluster.nodes[1])
+    finish(cluster, job)
+    return run, job
+
+
+def weights(run):
+    stored = Stored(runs.newest_checkpoint(run))
+    return {name: stored.read(name) for name in stored.shapes}
+
+
+def test_the_weights_equal_those_of_a_run_that_nobody_stopped(calm, hard_life):
+    whole, stopped = weights(calm), weights(hard_life[0])
+    assert whole.keys() == stopped.keys()
+    for name, value in whole.items():
+        assert torch.equal(value, stopped[name]), name
+
+
+def test_every_start_goes_on_from_the_newest_checkpoint(hard_life, shared):
+    _, job = hard_life
+    log = (shared / "logs" / f"longclip-{job}-0.log").read_text()
+    resumed = [
+        line.split(" at step ")[1].split(",")[0] for line in log.splitlines() if "data position" in line
+    ]
+    # A signal saves after the step that it falls into; the lost node takes what came after step 9 with it.
+    assert resumed == ["4", "7", "9", "9"]
+
+
+def test_one_run_directory_and_one_wandb_run_through_all_starts(hard_life):
+    run, _ = hard_life
+    started = [path.name.rpartition("-")[2] for path in (run / "wandb").glob("offline-run-*")]
+    assert started == [(run / "wandb_id").read_text()] * 5
+    assert len(list(run.glob("config*.yaml"))) == 5
+    assert len(list(run.glob("csv*/metrics.csv"))) == 5, "the curves of all starts are kept"
+
+
+def test_each_task_has_one_log_through_all_starts(hard_life, shared):
+    _, job = hard_life
+    logs = [(shared / "logs" / f"longclip-{job}-{task}.log").read_text() for task in (0, 1)]
+    assert logs[0].count("longclip: hard") == 5
+    batch = (shared / f"longclip-{job}.log").read_text()
+    assert [f"start {start} on 127.0.0.[2-3]" in batch for start in range(1, 6)] == [True] * 5
+    assert batch.count("2 process(es) on 2 node(s)") == 5, "the preflight passes before each"
+
+
+def test_gpus_that_torch_does_not_see_end_the_job_before_training(cluster, sbatch, shared, scenes_of_slurm):
+    options = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=2", "--cpus-per-task=1"]
+    job = sbatch(*train(scenes_of_slurm, "blind"), options=options)
+    finish(cluster, job, "FAILED")
+    said = (shared / f"longclip-{job}.log").read_text()
+    assert "GPUs 0,1 were given but torch sees none: rank 0 on 127.0.0.2; rank 1 on 127.0.0.3" in said
+    assert not (shared / "blind").exists()
+
+
+def test_scancel_saves_and_does_not_start_again(cluster, sbatch, shared, scenes_of_slurm):
+    run = shared / "cancelled"
+    job = sbatch(*train(scenes_of_slurm, "cancelled", *hold(run, 4)), options=["--nodes=1", *NO_GPUS])
+    cluster.wait((run / "held-4").exists, "step 4", 200)
+    cluster.call("scancel", job)
+    finish(cluster, job, "CANCELLED")
+    assert runs.newest_checkpoint(run).name == runs.checkpoint_name(6)
+
+
+def test_an_array_takes_one_line_of_overrides_a_task(cluster, sbatch, shared, scenes_of_slurm):
+    (shared / "sweep.txt").write_text("name=slow optim.lr=1e-5\nname=fast optim.lr=1e-3\n")
+    overrides = train(scenes_of_slurm, "unused", "samples=32")
+    job = sbatch(*overrides, options=["--array=1-2", "--nodes=1", *NO_GPUS], SWEEP=str(shared / "sweep.txt"))
+    for task in (1, 2):
+        finish(cluster, f"{job}_{task}")
+    assert "lr: 1.0e-05" in (shared / "slow" / "config.yaml").read_text()
+    assert "lr: 0.001" in (shared / "fast" / "config.yaml").read_text()
+
+
+def test_a_run_is_judged_by_a_job(cluster, sbatch, calm, scenes_of_slurm):
+    judged = [f"model={calm}", f"data.root={scenes_of_slurm}", "data.prepare=null", "benchmark=scenes"]
+    options = ["--gpus-per-node=0", "--cpus-per-task=1"]
+    finish(cluster, sbatch("eval.sbatch", *judged, options=options))
+    assert (calm / "eval.json").exists()
