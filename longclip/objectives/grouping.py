@@ -3,7 +3,7 @@
 In: projected patches of this process and a caption group. Out: contrast between each caption and the
 weighted mean of the patches that look like it. Patches never leave their image nor their process:
 only one vector per caption travels, and patches are read a few images at a time.
-Local legend: X captions of the global batch (G * K).
+Local legend: C captions of this process (B * K), X of all (G * K).
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from longclip import dist
-from longclip.objectives.contrastive import again_in_backward, cross_entropy
+from longclip.objectives.contrastive import symmetric_cross_entropy
 from longclip.objectives.imagewise import imagewise
 from longclip.objectives.term import Loss, Term
+from longclip.objectives.tiles import Pairs
 from longclip.types import Embeddings, UserError
 
 FLOOR = 1e-6
@@ -76,29 +77,21 @@ def group_tiled(text_BKE: Tensor, patches_BPE: Tensor, threshold: float | None =
     return Grouped(grouped_BKE, entropy_BK.detach())
 
 
-def contrast_over_batch(
-    text_GKE: Tensor, grouped_GKE: Tensor, mask_GK: Tensor, scale: Tensor, rows: slice
-) -> Tensor:
+def contrast_over_batch(text_BKE: Tensor, grouped_GKE: Tensor, mask_GK: Tensor, scale: Tensor) -> Tensor:
     """Symmetric cross-entropy between captions and their groups, over all captions of the batch.
 
         L = 1/n sum over present x of 1/2 [CE_z(s y_x . g_z; z = x) + CE_z(s g_x . y_z; z = x)]
 
     DreamLIP, section 3.3. Absent captions are neither rows nor columns. Other captions of the same
-    image are negatives, as the paper has it. Returns the sum over this process's captions, not yet
-    divided by n.
+    image are negatives, as the paper has it. text_BKE: of this process; grouped_GKE: of all. Returns the
+    sum over this process's captions, not yet divided by n.
     """
-    slots = mask_GK.shape[1]
-    text_XE, grouped_XE, mask_X = text_GKE.flatten(0, 1), grouped_GKE.flatten(0, 1), mask_GK.flatten()
-    first_R = torch.arange(rows.start, rows.stop, device=mask_GK.device) * slots
-
-    def both_ways(slot: int) -> Tensor:
-        target_R = first_R + slot
-        texts = cross_entropy(text_XE[target_R], grouped_XE, mask_X, target_R, scale)
-        groups = cross_entropy(grouped_XE[target_R], text_XE, mask_X, target_R, scale)
-        return (texts.loss_R + groups.loss_R).masked_fill(~mask_X[target_R], 0).sum() / 2
-
-    # Made again in the backward pass: one R x X tile alive at a time, never X x X.
-    return torch.stack([again_in_backward(both_ways, k) for k in range(slots)]).sum()
+    mask_X, mask_BK = mask_GK.flatten(), mask_GK[dist.rows(len(text_BKE))]
+    # One slot, whose rows are the groups of all captions, and whose columns this process's captions.
+    mask_C1, text_C1E = mask_BK.flatten()[:, None], text_BKE.flatten(0, 1)[:, None]
+    pairs = Pairs(mask_C1, dist.rows(len(mask_C1)).start, mask_X[:, None])
+    found = symmetric_cross_entropy(grouped_GKE.flatten(0, 1), text_C1E, scale, pairs)
+    return found.loss_KX.masked_fill(~mask_C1.T, 0).sum()
 
 
 def contrast_within_image(text_BKE: Tensor, grouped_BKE: Tensor, mask_BK: Tensor, scale: Tensor) -> Tensor:
@@ -155,13 +148,7 @@ class Grouping(Term):
         if self.negatives == "image":
             total = contrast_within_image(text_BKE, grouped_BKE, mask_BK, scale)
         else:
-            total = contrast_over_batch(
-                embeddings.all_text(self.texts),
-                embeddings.gather(grouped_BKE),
-                mask_GK,
-                scale,
-                dist.rows(mask_BK.shape[0]),
-            )
+            total = contrast_over_batch(text_BKE, embeddings.gather(grouped_BKE), mask_GK, scale)
         spread = (entropy_BK * mask_BK).sum()
         share = dist.world() / mask_GK.sum().clamp_min(1)
         return Loss(total * share, {"entropy": spread * share, "scale": scale.detach()})

@@ -75,6 +75,6 @@ class PoolingHead(nn.Module):
         """All the others."""
         _, key_EE, value_EE = self.attention.in_proj_weight.chunk(3)
         _, key_E, value_E = self.attention.in_proj_bias.chunk(3)
-        out = self.attention.out_proj
-        norms = (*self.key_norm.parameters(), *self.value_norm.parameters())
+        key, value, out = self.key_norm, self.value_norm, self.attention.out_proj
+        norms = (key.weight, key.bias, value.weight, value.bias)
         return Weights(*norms, key_EE, key_E, value_EE, value_E, out.weight, out.bias)

@@ -5,9 +5,10 @@ import math
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from longclip.objectives import Grouping, grouping
-from longclip.objectives.grouping import entropy, group, group_tiled
+from longclip.objectives.grouping import contrast_over_batch, entropy, group, group_tiled
 from longclip.types import UserError
 
 
@@ -79,6 +80,20 @@ def test_loss_equals_a_loop(embed, negatives):
     e = embed()
     got = Grouping("sub", negatives=negatives)(e).value.item()
     assert math.isclose(got, loss_by_loop(e, 1 / 0.07, negatives), rel_tol=1e-5)
+
+
+def test_contrast_over_the_batch_equals_the_dense_one_gradients_too(embed):
+    e = embed()
+    grouped = torch.randn(6, 3, 8).double().requires_grad_()
+    text, scale = e.text_BKE.double().requires_grad_(), torch.tensor(7.0).double().requires_grad_()
+    logits = scale * text[e.mask_BK] @ grouped[e.mask_BK].T
+    own = torch.arange(len(logits))
+    dense = (cross_entropy(logits, own, reduction="sum") + cross_entropy(logits.T, own, reduction="sum")) / 2
+    tiled = contrast_over_batch(text, grouped, e.mask_BK, scale)
+    exact, leaves = {"rtol": 1e-10, "atol": 1e-10}, (text, grouped, scale)
+    torch.testing.assert_close(tiled, dense, **exact)
+    got, want = (torch.autograd.grad(x, leaves) for x in (tiled, dense))
+    torch.testing.assert_close(got, want, **exact)
 
 
 def test_patches_of_an_image_reach_its_own_captions_only(embed):

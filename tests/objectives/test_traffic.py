@@ -57,14 +57,16 @@ def step(term):
     term(embeddings).value.backward()
 
 
-def test_captions_travel_once_each_way_and_patches_never(tmp_path):
-    vectors = IMAGES * SLOTS * WIDTH
+def test_one_vector_for_each_caption_or_image_travels_each_way_and_patches_never(tmp_path):
     out, back = COLLECTIVES.index("all_gather_into_tensor"), COLLECTIVES.index("reduce_scatter_tensor")
-    mask, there, again = [out, IMAGES * SLOTS, 0], [out, vectors, 1], [back, 2 * vectors, 1]
+    both, captions = COLLECTIVES.index("all_to_all_single"), IMAGES * SLOTS
+    mask = [out, captions, 0]
+    groups = [[out, captions * WIDTH, 1], [back, 2 * captions * WIDTH, 1]]
+    # To each of two processes its captions' log-sum-exps and highest scores, and their gradients back.
+    figures = [[both, 2 * 2 * captions, 1]] * 2
+    # Image features, which other terms of a recipe share, and of each image one caption.
+    images = [[out, IMAGES * WIDTH, 1], [back, 2 * IMAGES * WIDTH, 1]]
     for found in spawn(sent, 2, tmp_path):
-        # Captions and what they grouped; captions are shared with the other terms of a recipe.
-        assert sorted(found["grouping"].tolist()) == sorted([mask, there, there, again, again])
+        assert sorted(found["grouping"].tolist()) == sorted([mask, *groups, *figures])
         assert found["within"].tolist() == [mask]
-        # Images, and of every image's captions the one that others see.
-        images = [[out, IMAGES * WIDTH, 1], [back, 2 * IMAGES * WIDTH, 1]]
         assert sorted(found["conditioned"].tolist()) == sorted([mask, *images, *images])
