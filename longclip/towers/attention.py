@@ -41,8 +41,6 @@ class Layout:
         starts_T = self.cumulative.index_select(0, self.captions_T)
         self.positions_T = torch.arange(total, device=starts_T.device) - starts_T
         self.ends_S = (self.cumulative[1:] - 1).long()
-        if device.type != "cuda":
-            self.buckets  # noqa: B018  made before torch.compile traces who reads them
 
     @cached_property
     def buckets(self) -> Buckets:
@@ -101,13 +99,7 @@ def packed_attention(qkv_T3HD: Tensor, layout: Layout) -> Tensor:
         q, k, v = qkv_T3HD.unbind(1)
         cumulative = layout.cumulative
         return _varlen(q, k, v, cumulative, cumulative, layout.longest, layout.longest, True)
-    buckets = layout.buckets
-    mixed = []
-    for part in buckets.split(_Spread.apply(qkv_T3HD, buckets.rows_P, buckets.places_T)):
-        q, k, v = part.permute(2, 0, 3, 1, 4)  # each [captions, heads, tokens, head width]
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        mixed.append(out.transpose(1, 2).flatten(0, 1))
-    return _Collect.apply(torch.cat(mixed), buckets.places_T)
+    return _bucketed(qkv_T3HD, layout)
 
 
 def end_attention(q_SHD: Tensor, kv_T2HD: Tensor, layout: Layout) -> Tensor:
@@ -116,19 +108,7 @@ def end_attention(q_SHD: Tensor, kv_T2HD: Tensor, layout: Layout) -> Tensor:
         k, v = kv_T2HD.unbind(1)
         one_each = torch.arange(len(q_SHD) + 1, dtype=torch.int32, device=q_SHD.device)
         return _varlen(q_SHD, k, v, one_each, layout.cumulative, 1, layout.longest, False)
-    buckets = layout.buckets
-    queries = q_SHD.index_select(0, buckets.captions_S)[:, :, None]
-    kvs = buckets.split(_Spread.apply(kv_T2HD, buckets.rows_P, buckets.places_T))
-    mixed = []
-    for q, kv, own in zip(
-        queries.split([captions for captions, _ in buckets.shapes]),
-        kvs,
-        buckets.split(buckets.own_P),
-        strict=True,
-    ):
-        k, v = kv.permute(2, 0, 3, 1, 4)
-        mixed.append(F.scaled_dot_product_attention(q, k, v, attn_mask=own[:, None, None])[:, :, 0])
-    return torch.empty_like(q_SHD).index_copy(0, buckets.captions_S, torch.cat(mixed))
+    return _bucketed_ends(q_SHD, kv_T2HD, layout)
 
 
 def dense_attention(qkv_T3HD: Tensor, layout: Layout) -> Tensor:
@@ -138,6 +118,35 @@ def dense_attention(qkv_T3HD: Tensor, layout: Layout) -> Tensor:
     mask_TT = same_TT & (place_T[None, :] <= place_T[:, None])
     q, k, v = qkv_T3HD.permute(1, 2, 0, 3)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask_TT).transpose(0, 1)
+
+
+# No batch has the buckets of the one before it, so a compiled graph would be made anew for each; left out of
+# it, one graph of what stands around serves every batch and every block.
+@torch.compiler.disable
+def _bucketed(qkv_T3HD: Tensor, layout: Layout) -> Tensor:
+    buckets, mixed = layout.buckets, []
+    for part in buckets.split(_Spread.apply(qkv_T3HD, buckets.rows_P, buckets.places_T)):
+        q, k, v = part.permute(2, 0, 3, 1, 4)  # each [captions, heads, tokens, head width]
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        mixed.append(out.transpose(1, 2).flatten(0, 1))
+    return _Collect.apply(torch.cat(mixed), buckets.places_T)
+
+
+@torch.compiler.disable
+def _bucketed_ends(q_SHD: Tensor, kv_T2HD: Tensor, layout: Layout) -> Tensor:
+    buckets = layout.buckets
+    queries = q_SHD.index_select(0, buckets.captions_S)[:, :, None]
+    parts = zip(
+        queries.split([captions for captions, _ in buckets.shapes]),
+        buckets.split(_Spread.apply(kv_T2HD, buckets.rows_P, buckets.places_T)),
+        buckets.split(buckets.own_P),
+        strict=True,
+    )
+    mixed = []
+    for q, kv, own in parts:
+        k, v = kv.permute(2, 0, 3, 1, 4)
+        mixed.append(F.scaled_dot_product_attention(q, k, v, attn_mask=own[:, None, None])[:, :, 0])
+    return torch.empty_like(q_SHD).index_copy(0, buckets.captions_S, torch.cat(mixed))
 
 
 class _Spread(torch.autograd.Function):

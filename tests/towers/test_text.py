@@ -121,18 +121,18 @@ def test_recomputed_blocks_give_the_same_gradients():
 
 
 @pytest.mark.long
-def test_compiled_equals_eager_on_batches_of_any_size():
+def test_compiled_once_for_batches_of_any_size():
     torch._dynamo.reset()
     model = make()
-    compiled = torch.compile(encode_packed, dynamic=True)
+    compiled = torch.compile(encode_packed, dynamic=True, backend="aot_eager")
     for lengths in ([5, 5, 5], [30, 31, 9, 8], [60, 20, 20, 19, 4], [40, 18, 17]):
         tokens_T, lengths_S, _ = captions(lengths)
         layout = Layout(lengths_S.numpy(), tokens_T.device)
-        ours, eager = compiled(model, tokens_T, layout), encode_packed(model, tokens_T, layout)
-        assert apart(ours, eager) < 2e-6
-        found, expected = gradients(model, ours), gradients(model, eager)
-        for name in expected:
-            assert apart(found[name], expected[name]) < 1e-4, name
+        with torch._dynamo.config.patch(error_on_recompile=lengths != [5, 5, 5]):
+            ours = gradients(model, compiled(model, tokens_T, layout))
+        eager = gradients(model, encode_packed(model, tokens_T, layout))
+        for name in eager:
+            assert apart(ours[name], eager[name]) < 1e-4, name
 
 
 def test_padded_path_is_open_clips_own():
