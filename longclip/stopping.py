@@ -10,12 +10,16 @@ not saved already: the process ends at once with the same codes.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
 from typing import Any
 
+import torch.distributed
 from lightning.pytorch.callbacks import Callback
+
+from . import dist
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +56,7 @@ class Stop(Callback):
         if module.asked:
             name, code = signal.Signals(module.asked).name, CODES[module.asked]
             self.leaving = True
+            atexit.register(_leave_together)
             self.checkpoints.on_train_end(trainer, module)
             log.info("%s: saved at step %d; resume=auto goes on from there", name, trainer.global_step)
             raise SystemExit(code)
@@ -66,8 +71,19 @@ class Stop(Callback):
 
     def _hear(self, signum: int, _: Any) -> None:
         if self.leaving:
-            return  # srun sends SIGTERM to the others as soon as the first has left with a code
+            return
         self.heard = max(self.heard, signum)
         if not self.stepping or os.getpid() != self.owner:
             self.leaving = True
             raise SystemExit(CODES[signal.Signals(signum)])
+
+
+def _leave_together() -> None:
+    """The last thing a process does: srun sends SIGTERM to the others as soon as one has left with a code.
+
+    Only an ignored signal stays harmless while the interpreter shuts down: it takes its own handlers out.
+    """
+    if dist.world() > 1:
+        torch.distributed.barrier()  # nobody is still closing its loggers
+    for signum in CODES:
+        signal.signal(signum, signal.SIG_IGN)

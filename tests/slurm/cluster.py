@@ -51,10 +51,12 @@ SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
 ReturnToService=2
 GresTypes=gpu
-KillWait=5
 JobRequeue=1
 PropagateResourceLimits=NONE
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=ALL Default=YES PriorityTier=1 GraceTime=15 State=UP
+PartitionName=urgent Nodes=ALL PriorityTier=2 State=UP
 """
 NODE = "NodeName={name} NodeAddr={name} NodeHostname={host} Port={port} CPUs=16 Gres=gpu:{gpus}\n"
 
@@ -64,7 +66,7 @@ def missing() -> str | None:
     if os.geteuid() != 0:
         return "starting slurmd needs root"
     absent = [name for name in DAEMONS if shutil.which(name) is None]
-    return f"{', '.join(absent)} not installed (make slurm installs Debian's slurm-wlm)" if absent else None
+    return f"{', '.join(absent)} not installed (Debian: apt-get install slurm-wlm munge)" if absent else None
 
 
 class Cluster:
@@ -112,9 +114,7 @@ class Cluster:
         self.call("slurmctld", "-c")
         for node in self.nodes:
             self.start_node(node)
-        self.wait(
-            lambda: self.call("sinfo", "-h", "-N", "-o", "%t").split() == ["idle"] * len(self.nodes), "nodes"
-        )
+        self.wait(lambda: set(self.call("sinfo", "-h", "-N", "-o", "%t").split()) == {"idle"}, "nodes")
 
     def start_node(self, node: str) -> None:
         """A node that was down is taken back as soon as it reports (ReturnToService)."""

@@ -47,7 +47,7 @@ def calm(cluster, sbatch, shared, scenes_of_slurm):
 
 @pytest.fixture(scope="module")
 def hard_life(cluster, sbatch, shared, scenes_of_slurm):
-    """The same job with everything that may happen to it: time limit, two signals in a row, a lost node."""
+    """The same job with what may befall it: time limit, a signal, a more urgent job, a lost node."""
     run = shared / "hard"
     overrides = train(scenes_of_slurm, "hard", "logger=wandb", *hold(run, *HELD))
     job = sbatch(*overrides, options=["--time=60", *TWO_NODES])
@@ -61,10 +61,13 @@ def hard_life(cluster, sbatch, shared, scenes_of_slurm):
     minutes = int(cluster.call("squeue", "-h", "-j", job, "-O", "TimeUsed").split(":")[-2]) + 2
     cluster.call("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")  # USR1@120 is due at once
     again(cluster, job, 1)
-    for index in (1, 2):
-        held(index)
-        cluster.call("scancel", "--signal=USR1", job)
-        again(cluster, job, index + 1)
+    held(1)
+    cluster.call("scancel", "--signal=USR1", job)
+    again(cluster, job, 2)
+    held(2)
+    everything = ["--partition=urgent", "--nodes=2", "--exclusive", f"--output={shared}/urgent.log"]
+    cluster.call("sbatch", *everything, "--wrap=true")
+    again(cluster, job, 3)
     held(3)
     cluster.lose_node(cluster.nodes[1])
     again(cluster, job, 4)
