@@ -11,7 +11,6 @@ test counts them.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -30,45 +29,39 @@ from .traffic import (
 
 GPUS = (1, 2, 8, 64, 256, 1024)
 GIB, MIB = 2**30, 2**20
+WAYS = {"ours": stationary, "gathered": gathered, "ring": ring}
 
 
 def _features(a: Assumptions) -> str:
-    head = ["GPUs", "global batch", "gathered: sent", "ring", "stationary"]
-    head += ["gathered: held", "ring", "stationary", "loss FLOPs"]
+    head = ["GPUs", "global batch", *(f"{way}: sent" for way in WAYS), *(f"{way}: held" for way in WAYS)]
     lines = []
     for world in GPUS:
-        sent = [gathered(a, world), ring(a, world), stationary(a, world)]
-        sizes = [f"{value / MIB:,.1f}" for value in (*sent, *held(a, world))]
-        share = contrast_flops(a, world) / (a.batch * a.flops)
-        lines.append([f"{world:,}", f"{world * a.batch:,}", *sizes, f"{share:.1%}"])
+        sizes = [*(sent(a, world) for sent in WAYS.values()), *held(a, world)]
+        lines.append([f"{world:,}", f"{world * a.batch:,}", *(f"{size / MIB:,.1f}" for size in sizes)])
     return documents.table(head, lines)
 
 
 def _captions(a: Assumptions, world: int = 64) -> str:
-    ways: list[Callable[[Assumptions, int], float]] = [gathered, ring, stationary]
-    counts = [replace(a, captions=k) for k in (1, 2, 5, 9)]
-    head = ["captions an image", "gathered: sent", "ring", "stationary", "grouping adds"]
     lines = []
-    for b in counts:
-        grouping = gathered(b, world, vectors=b.captions - 1) - gathered(b, world)
-        lines.append(
-            [str(b.captions), *(f"{v / MIB:,.1f}" for v in (*(w(b, world) for w in ways), grouping))]
-        )
-    return documents.table(head, lines)
+    for captions in (1, 2, 5, 9):
+        sent = [way(replace(a, captions=captions), world) / MIB for way in WAYS.values()]
+        lines.append([str(captions), *(f"{size:,.1f}" for size in sent)])
+    return documents.table(["captions an image", *WAYS], lines)
 
 
 def _time(a: Assumptions) -> str:
-    head = ["GPUs", "towers", "loss", "features", "gradients", "efficiency", "gradients hidden"]
-    lines = []
-    speed = a.tflops * 1e12 * a.mfu
+    head = ["GPUs", "towers", "loss", "features", "gradients", "efficiency", "gradients hidden", "gathered"]
+    lines, speed = [], a.tflops * 1e12 * a.mfu
     for world in GPUS:
         towers, loss = a.batch * a.flops / speed, contrast_flops(a, world) / speed
-        features = travel(a, world, gathered(a, world), 5 * (world - 1))
+        # Images, masks and sums, forward; gradients of images and sums, backward.
+        features = travel(a, world, stationary(a, world), 5 * (world - 1))
+        everything = travel(a, world, gathered(a, world), 4 * (world - 1))
         grads = travel(a, world, zero_sent(a, world, 0), 2 * (world - 1))
         late = max(0.0, grads - towers * 2 / 3)  # backward is two thirds of the towers' time
         times = [f"{1000 * value:,.1f}" for value in (towers, loss, features, grads)]
-        parts = [towers / (towers + loss + features + rest) for rest in (grads, late)]
-        lines.append([f"{world:,}", *times, *(f"{part:.1%}" for part in parts)])
+        whole = loss + features + grads, loss + features + late, 2 * loss + everything + late
+        lines.append([f"{world:,}", *times, *(f"{towers / (towers + rest):.1%}" for rest in whole)])
     return documents.table(head, lines)
 
 
@@ -89,9 +82,9 @@ def tables(a: Assumptions) -> str:
     said += f"{a.activations / MIB:.0f} MiB of activations for an image with {a.captions} captions, "
     said += f"{a.batch} images a GPU, E = {a.width}."
     titles = {
-        "Features and the loss, MiB": _features(a),
+        "Features, MiB": _features(a),
         "Features by captions, 64 GPUs, MiB sent": _captions(a),
-        "Time of a step, ms": _time(a),
+        "Time of a step, ms, and the share of it in the towers": _time(a),
         "ZeRO stages, GiB; images that fit beside stage 0 to stage 3": _zero(a),
     }
     return "\n\n".join([said, *(f"**{title}**\n\n{table}" for title, table in titles.items())])

@@ -80,6 +80,11 @@ class Assumptions:
         """Bytes of one GPU's image features."""
         return self.batch * self.width * self.feature_bytes
 
+    @property
+    def sums(self) -> int:
+        """Bytes of one number for every slot of one GPU's images."""
+        return self.batch * self.captions * self.feature_bytes
+
     def bandwidth(self, world: int) -> float:
         """Bytes a second that a ring brings to every GPU; the GPUs of a node share their network."""
         return 1e9 * (self.inside if world <= self.node else min(self.inside, self.node * self.between))
@@ -100,52 +105,52 @@ def all_reduce(world: int, whole: float) -> float:
     return 2 * (world - 1) / world * whole
 
 
-def gathered(a: Assumptions, world: int, vectors: int = 0) -> float:
-    """Features as they travel now: all images, captions and masks to all, their gradients back, summed.
-
-    vectors: further ones for each image, gathered with their gradient (a grouping term's: its captions).
-    """
-    features = a.image_block * (1 + a.captions + vectors)
-    mask = a.batch * a.captions
-    return all_gather(world, features) + all_gather(world, mask) + reduce_scatter(world, features)
-
-
-def ring(a: Assumptions, world: int) -> float:
-    """Images go round, captions stay: with them K sums of exponentials, and in backward their gradient.
-
-    Forward W - 1 hops and the sums' way home; backward the same hops again, and the gradient's W.
-    """
-    sums = a.batch * a.captions * a.feature_bytes
-    if world == 1:
-        return 0
-    return (world - 1) * 2 * (a.image_block + sums) + sums + world * a.image_block
+def all_to_all(world: int, part: float) -> float:
+    """Bytes sent where every process has `part` bytes for each of the others."""
+    return (world - 1) * part
 
 
 def stationary(a: Assumptions, world: int) -> float:
-    """Images are gathered, captions stay: K sums of exponentials of every image are all-reduced.
+    """What longclip does: images travel to all and their gradients back, summed; captions stay.
 
-    As a maximum and a sum, so that nothing overflows.
+    What an image sees of a process's captions are two numbers a slot, which go to the image's own process,
+    and their gradients back. And everyone learns which captions exist.
     """
-    sums = world * a.batch * a.captions * a.feature_bytes
-    return (
-        all_gather(world, a.image_block) + reduce_scatter(world, a.image_block) + 2 * all_reduce(world, sums)
-    )
+    images = all_gather(world, a.image_block) + reduce_scatter(world, a.image_block)
+    mask = all_gather(world, a.batch * a.captions)
+    return images + mask + 2 * all_to_all(world, 2 * a.sums)
+
+
+def gathered(a: Assumptions, world: int) -> float:
+    """What open_clip's `gather_with_grad` does: all images and captions to all, their gradients back."""
+    features = a.image_block * (1 + a.captions)
+    return all_gather(world, features) + reduce_scatter(world, features)
+
+
+def ring(a: Assumptions, world: int) -> float:
+    """Images go round, captions stay: with an image its sums of exponentials, in backward its gradient.
+
+    Forward W - 1 hops and the sums' way home; backward the same hops again, and the gradient's W.
+    """
+    if world == 1:
+        return 0
+    return (world - 1) * 2 * (a.image_block + a.sums) + a.sums + world * a.image_block
 
 
 def held(a: Assumptions, world: int) -> tuple[float, float, float]:
-    """Bytes of features and their gradients in the three ways: gathered, ring, stationary."""
-    texts = a.image_block * a.captions
-    everyones = world * a.image_block
+    """Bytes of features and their gradients in the three ways: stationary, gathered, ring."""
+    texts, everyones = a.image_block * a.captions, world * a.image_block
     visiting = min(world, 2) * a.image_block  # the own block and the one that is passing
-    return 2 * (everyones + world * texts), 2 * (visiting + texts), 2 * (everyones + texts)
+    numbers = 2 * world * a.sums
+    return 2 * (everyones + texts + numbers), 2 * (everyones + world * texts), 2 * (visiting + texts)
 
 
-def contrast_flops(a: Assumptions, world: int, once: bool = False) -> float:
-    """Of a tiled InfoNCE on one process: forward, again, and backward twice.
+def contrast_flops(a: Assumptions, world: int) -> float:
+    """Of the stationary InfoNCE in tiles on one process: scores, the same again, and two gradients.
 
-    Rows are local, so a score is made by its image's and by its caption's process, unless `once`.
+    Where everything is gathered each score is made twice, by its image's and by its caption's process.
     """
-    return 4 * (1 if once else 2) * 2 * a.batch * (world * a.batch) * a.captions * a.width
+    return 4 * 2 * a.batch * (world * a.batch) * a.captions * a.width
 
 
 def zero_held(a: Assumptions, world: int, stage: int) -> float:

@@ -22,6 +22,7 @@ def test_flops_are_twice_the_multiply_adds_of_forward_and_backward():
     x, weight = torch.ones(5, 3), torch.ones(3, 7, requires_grad=True)
     assert flops(lambda: x @ weight) == 2 * 5 * 3 * 7
     assert flops(lambda: (x @ weight).sum().backward()) == 2 * 2 * 5 * 3 * 7  # x wants no gradient
+    assert flops(lambda: torch.zeros(5, 7).addmm_(x, weight.detach())) == 2 * 5 * 3 * 7
 
 
 def test_saved_bytes_count_every_storage_once_and_no_parameter():
