@@ -1,4 +1,4 @@
-"""A checkpoint folder: what is whole is read back exactly, what is torn is recognised, nothing is half done."""
+"""A checkpoint folder: what is whole is read back exactly, what is torn is recognised, none is left half done."""
 
 import logging
 

@@ -30,6 +30,7 @@ class ZeroState:
         self.partitioned = strategy.zero_stage_3
         self.zero: Any = strategy.deepspeed_engine.optimizer
         self.base: torch.optim.Optimizer = self.zero.optimizer  # over flat partitions
+        self._link()
 
     def shapes(self) -> dict[str, torch.Size]:
         whole = {n: p.ds_shape if self.partitioned else p.shape for n, p in self.parameters.items()}
@@ -47,8 +48,7 @@ class ZeroState:
                 kind: torch.zeros((), device=flat.device) if kind == "step" else torch.zeros_like(flat)
                 for kind in sorted(kinds)
             }
-        if not self.partitioned:
-            self.zero._lazy_init_hp_params_optimizer_state()
+        self._link()
 
     def get(self, name: str) -> Tensor:
         kind, own = split(name)
@@ -96,6 +96,12 @@ class ZeroState:
         padded = value.new_zeros(size * dist.world())
         padded[: value.numel()] = value.flatten()
         return padded[dist.rows(size)]
+
+    def _link(self) -> None:
+        """Parameters learn where their moments lie; DeepSpeed forgets all groups but the first."""
+        if self.base.state and not self.partitioned:
+            self.zero._hp_optimizer_states_linked = False
+            self.zero._lazy_init_hp_params_optimizer_state()
 
     def _partitions(self) -> list[Tensor]:
         flats: list[Tensor] = (

@@ -1,0 +1,103 @@
+"""Every recipe in conf/: loss and gradients of a batch do not depend on how many processes hold it."""
+
+import json
+import os
+from functools import partial
+from pathlib import Path
+
+import hydra
+import open_clip
+import pytest
+import torch
+from conftest import TINY
+from omegaconf import OmegaConf
+from processes import spawn
+from torch import distributed
+
+from conf.launch import CONF, instantiate
+from longclip import dist
+from longclip.captions import Groups
+from longclip.data.loading import collate
+from longclip.data.module import DataModule
+from longclip.data.plans.plan import Plan
+from longclip.optim import AdamW
+from longclip.towers.clip import DualTower
+from longclip.towers.pretrained import build
+from longclip.training import LongClip
+
+IMAGES = 12
+RECIPES = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
+
+
+def recipe(name):
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = OmegaConf.to_container(hydra.compose("train", [f"recipe={name}"]).recipe, resolve=True)
+    for term in config["terms"].values():
+        if "k" in term:
+            term["k"] = 3  # components of twelve images, not of thousands
+    return config
+
+
+def ragged(samples):
+    """One image without any caption, one that lacks every other slot."""
+    bare, gappy = samples[1], samples[4]
+    samples[1] = bare._replace(texts=(None,) * len(bare.texts))
+    samples[4] = gappy._replace(texts=tuple(t if k % 2 == 0 else None for k, t in enumerate(gappy.texts)))
+    return samples
+
+
+def step(config, scenes):
+    """Loss and parameter gradients, both averaged over the processes as strategies do."""
+    torch.manual_seed(0)
+    tower = DualTower(build("ViT-longclip-numbers", None, 248))
+    groups = Groups(instantiate(OmegaConf.create(config["captions"])), seed=0)
+    terms = instantiate(OmegaConf.create(config["terms"]))
+    module = LongClip(tower, terms, groups.slots, AdamW(lr=1e-3, warmup=0, samples=1), seed=0)
+    data = DataModule(
+        root=scenes, train="train", judge=["heldout"], plan=Plan(IMAGES, IMAGES), groups=groups,
+        tokenizer=tower.tokenizer, preprocess=tower.preprocess_cfg, workers=0,
+    )  # fmt: skip
+    samples, _ = next(iter(data.judge_batches("heldout", IMAGES, groups)))
+    batch = collate(ragged(samples)[dist.rows(IMAGES // dist.world())], tower.tokenizer)
+    embeddings = tower(batch, groups.slots, module.needs)
+    total = sum(term.weight * term(embeddings).value for term in terms.values())
+    total.backward()
+    found = {"loss": total.detach().reshape(1)}
+    for name, parameter in module.named_parameters():  # one process may use what another does not
+        found[name] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    for value in found.values() if dist.world() > 1 else ():
+        distributed.all_reduce(value)
+        value /= dist.world()
+    return found
+
+
+def steps(configs, scenes, folder):
+    here = Path(folder) / str(os.getpid())
+    here.mkdir()
+    (here / "ViT-longclip-numbers.json").write_text(json.dumps(TINY))
+    open_clip.add_model_config(here)
+    return {f"{r}:{n}": x for r, config in configs.items() for n, x in step(config, scenes).items()}
+
+
+@pytest.fixture(scope="module")
+def alone(scenes, tmp_path_factory):
+    configs = {name: recipe(name) for name in RECIPES}
+    return configs, steps(configs, str(scenes), tmp_path_factory.mktemp("one"))
+
+
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.long)])
+def test_loss_and_gradients_of_every_recipe_are_those_of_one_process(world, alone, scenes, tmp_path):
+    configs, wanted = alone
+    found = spawn(partial(steps, configs, str(scenes), str(tmp_path)), world, tmp_path)[0]
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(
+            found[name], value, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_has_gradients_in_both_towers(name, alone):
+    got = {key for key, value in alone[1].items() if key.startswith(f"{name}:") and value.any()}
+    assert any("visual" in key for key in got)
+    assert any("token_embedding" in key for key in got)
