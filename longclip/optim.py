@@ -94,6 +94,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 def clamp_temperatures(module: nn.Module) -> None:
     """Keep every `logit_scale` of the model and its terms in [0, ln 100], in place."""
     with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            if name.rpartition(".")[2] == "logit_scale":
-                parameter.clamp_(0, LN_100)
+        for part in module.modules():  # named_parameters() takes three times as long, at every step
+            scale = part._parameters.get("logit_scale")
+            if scale is not None:
+                scale.clamp_(0, LN_100)
