@@ -29,12 +29,15 @@ class Banner(Callback):
     def __init__(self, name: str, checkpoint: Path | None) -> None:
         self.name, self.checkpoint = name, checkpoint
 
+    def setup(self, trainer: lightning.Trainer, module: Any, stage: str) -> None:
+        self.parameters = parameter_table(module)  # before a strategy takes them apart
+
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         if trainer.is_global_zero:
             console = Console(width=None if sys.stdout.isatty() else 110)
             console.print(self._plan(trainer, module))
             console.print(source_table(trainer.datamodule.report()))  # type: ignore[attr-defined]
-            console.print(parameter_table(module))
+            console.print(self.parameters)
 
     def _plan(self, trainer: lightning.Trainer, module: Any) -> Table:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
