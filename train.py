@@ -62,12 +62,12 @@ def train(config: DictConfig) -> dict[str, float]:
         logger=[instantiate(logger) for logger in config.logger.values()],
         callbacks=[
             Stop(checkpoints),
-            Together(run),
             Banner(config.name, checkpoint),
             callbacks.progress(),
             callbacks.Stages(curriculum),
             instantiate(config.judge, benchmarks=benchmarks),
             checkpoints,
+            Together(run),
             callbacks.Skips(),
             callbacks.Telemetry(),
         ],
@@ -84,5 +84,15 @@ def train(config: DictConfig) -> dict[str, float]:
     return report.finish(run, folder if config.export else None)
 
 
+def main(config: DictConfig) -> None:
+    """Train, or with `plan=...` only say what that would need."""
+    if config.plan:
+        from conf.planning import plan
+
+        plan(config)
+    else:
+        train(config)
+
+
 if __name__ == "__main__":
-    launch(train, "train")
+    launch(main, "train")

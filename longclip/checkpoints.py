@@ -137,7 +137,8 @@ def restore(stored: Stored, trainer: lightning.Trainer, module: Any) -> None:
         state.set(name, stored.read(name))
     module.on_load_checkpoint(values)
     trainer.fit_loop.load_state_dict(values["loops"])
-    trainer.precision_plugin.load_state_dict(values["precision"])
+    if values["precision"]:  # float16's loss scale
+        trainer.precision_plugin.load_state_dict(values["precision"])
     if trainer.is_global_zero:
         log.info("%s", _what_happened(stored, trainer, trained - {split(name)[1] for name in moments}))
 

@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     _sidecar_command(commands)
 
     export = commands.add_parser("export", help="a run or checkpoint -> a folder that open_clip loads")
-    export.add_argument("source", type=Path, help="a run directory or a .ckpt file")
+    export.add_argument("source", type=Path, help="a run directory or a checkpoint (.ckpt)")
     export.add_argument("--format", default="open_clip", choices=["open_clip"])
     export.add_argument("--out", type=Path, required=True)
     export.set_defaults(run=_export)

@@ -27,7 +27,7 @@ LOST = re.compile(r"connection (closed|reset|refused)|broken pipe|timed? ?out", 
 
 
 class Together(Callback):
-    """Leaves the note, reads it, and ends the processes that Lightning started.
+    """Leaves the note, reads it, and ends the processes that Lightning started; comes after `Checkpoints`.
 
     Args:
         run: the run directory, which all processes see.

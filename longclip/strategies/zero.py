@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy
 
 from ..optim import LN_100
+from ..types import UserError
 from . import sharding
 
 
@@ -67,6 +68,11 @@ class Zero(DeepSpeedStrategy):
     def _format_config(self) -> None:
         super()._format_config()
         assert isinstance(self.config, dict)
+        if "fp16" in self.config:
+            raise UserError(
+                f"trainer.precision={self.precision_plugin.precision} is not supported with DeepSpeed, which "
+                "would make the weights float16: use bf16-mixed or 32-true, or trainer=ddp or fsdp2"
+            )
         if self.config.pop("bf16", None):
             self.config["torch_autocast"] = {
                 "enabled": True,

@@ -1,9 +1,11 @@
 """Every strategy is the same training: same losses, same weights, and each goes on where another stopped."""
 
+import hydra
 import pytest
 import torch
 from engines import Job, fit, fit_on
 
+from conf.launch import CONF, instantiate
 from longclip import models, runs
 from longclip.stored import Stored
 
@@ -64,6 +66,17 @@ def every_way(engine, world, alone, folder, scenes):
     assert torch.equal(
         backbone.model.get_parameter(name), found["siglip"][f"ended/weights/tower.backbone.{name}"]
     )
+
+
+@pytest.mark.parametrize("name", [path.stem for path in (CONF / "trainer").glob("deepspeed_*.yaml")])
+def test_every_zero_config_says_what_its_name_says(name):
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        made = instantiate(hydra.compose("train", [f"trainer={name}"]).trainer.strategy)
+    zero = made.config["zero_optimization"]
+    offload = name.endswith("_offload")
+    assert zero["stage"] == int(name.removesuffix("_offload")[-1])
+    assert ("offload_optimizer" in zero, "offload_param" in zero) == (offload, offload)
+    assert made._timeout.total_seconds() == 15 * 60
 
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero2"])
