@@ -18,7 +18,7 @@ def train(config: DictConfig) -> dict[str, float]:
     import lightning
     from lightning.pytorch.utilities import rank_zero_only
 
-    from conf.launch import instantiate, own_name
+    from conf.launch import check_sweep, instantiate, own_name
     from eval import report
     from longclip import callbacks, runs
     from longclip.banner import Banner
@@ -72,6 +72,7 @@ def train(config: DictConfig) -> dict[str, float]:
             callbacks.Telemetry(),
         ],
     )
+    check_sweep(trainer.world_size)
     if leader:
         runs.write_config(run, OmegaConf.to_yaml(config, resolve=True))
     trainer.fit(module, data)

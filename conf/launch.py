@@ -24,6 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from longclip.launching import ALONE, place
 from longclip.types import UserError
 
 CONF = Path(__file__).resolve().parent
@@ -56,6 +57,15 @@ def own_name(config: DictConfig) -> str:
     """The run's name; in a sweep (`-m`) with the job's number, as each needs a run directory of its own."""
     job = HydraConfig.get()
     return f"{config.name}-{job.job.num}" if job.mode == RunMode.MULTIRUN else str(config.name)
+
+
+def check_sweep(processes: int) -> None:
+    """Refuse a sweep (`-m`) whose jobs start processes themselves: each would begin the whole sweep anew."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN and processes > 1 and place() is ALONE:
+        raise UserError(
+            f"a sweep with -m runs its jobs in one process and this one wants {processes}: trainer.devices=1, "
+            "or sbatch --array (slurm/README.md)"
+        )
 
 
 def instantiate(config: Any, **extra: Any) -> Any:
