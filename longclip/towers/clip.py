@@ -20,7 +20,7 @@ from ..tokens import pack
 from ..types import Batch, Embeddings, Text, UserError
 from .attention import Layout
 from .chunks import chunks, in_backward_again
-from .image import check_patches, encode, encode_patches
+from .image import check_patches, encode_patches, take_any_side
 from .positions import text_module
 from .pretrained import Backbone
 from .text import encode_packed, encode_padded, why_padded
@@ -73,6 +73,7 @@ class DualTower(nn.Module):
         self.padded_because = why_padded(self.backbone)
         if self.padded_because:
             log.warning("text runs padded to %d tokens: %s", self.context_length, self.padded_because)
+        take_any_side(self.backbone.visual)
         _lock(self.backbone, freeze)
         self.grad_checkpointing = grad_checkpointing
         if grad_checkpointing:
@@ -100,7 +101,7 @@ class DualTower(nn.Module):
 
     def encode_image(self, pixels_BCHW: Tensor) -> Tensor:
         """uint8 pixels, on the host or here -> image_BE, L2-normalised float32."""
-        return F.normalize(encode(self.backbone.visual, self.normalise(pixels_BCHW)).float(), dim=-1)
+        return F.normalize(self.backbone.visual(self.normalise(pixels_BCHW)).float(), dim=-1)
 
     def encode_text(self, tokens_T: Tensor, lengths_S: NDArray[np.int32]) -> Tensor:
         """Packed captions -> text_SE, L2-normalised float32; the lengths are on the host."""

@@ -9,6 +9,7 @@ interpolation on the way: what is trained and exported stays the tower's own tab
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MethodType
 
 import torch
 from open_clip.transformer import PatchDropout, VisionTransformer
@@ -17,13 +18,29 @@ from torch.nn import functional as F
 
 from ..types import UserError
 
-_TABLE = "positional_embedding"
+
+def take_any_side(visual: nn.Module) -> None:
+    """Let a ViT see images of any side that `check_sizes` allows, in place; other towers stay as they are.
+
+    Only the step from pixels to tokens is replaced, so that whatever wraps the tower's forward, such as
+    `torch.compile` or a strategy that splits its parameters, goes on working.
+    """
+    if isinstance(visual, VisionTransformer):
+        visual._embeds = MethodType(_tokens, visual)
 
 
-def encode(visual: nn.Module, pixels_BCHW: Tensor) -> Tensor:
-    """Normalised pixels -> image_BE, not normalised, at the tower's own side or (`check_sizes`) another."""
-    features: Tensor = _forward(visual, pixels_BCHW)
-    return features
+def _tokens(visual: VisionTransformer, pixels_BCHW: Tensor) -> Tensor:
+    """open_clip's `_embeds` with positions of the grid that the pixels make: [B, 1 + P, D]."""
+    (height, width), (down, across) = pixels_BCHW.shape[-2:], visual.patch_size
+    grid = (height // down, width // across)
+    if grid == tuple(visual.grid_size):
+        return VisionTransformer._embeds(visual, pixels_BCHW)
+    patches_BPD = visual.conv1(pixels_BCHW).flatten(2).mT
+    class_B1D = visual.class_embedding.to(patches_BPD.dtype).expand(len(patches_BPD), 1, -1)
+    rows_PD = positions(visual.positional_embedding, visual.grid_size, grid)
+    tokens_BPD = torch.cat([class_B1D, patches_BPD], dim=1) + rows_PD.to(patches_BPD.dtype)
+    kept_BPD: Tensor = visual.ln_pre(visual.patch_dropout(tokens_BPD))
+    return kept_BPD
 
 
 def encode_patches(visual: nn.Module, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -35,23 +52,12 @@ def encode_patches(visual: nn.Module, pixels_BCHW: Tensor) -> tuple[Tensor, Tens
     assert isinstance(visual, VisionTransformer)
     visual.output_tokens = True
     try:
-        image_BE, tokens_BPD = _forward(visual, pixels_BCHW)
+        image_BE, tokens_BPD = visual(pixels_BCHW)
     finally:
         visual.output_tokens = False
     if visual.final_ln_after_pool:
         tokens_BPD = visual.ln_post(tokens_BPD)
     return image_BE, tokens_BPD if visual.proj is None else tokens_BPD @ visual.proj
-
-
-def _forward(visual: nn.Module, pixels_BCHW: Tensor):  # type: ignore[no-untyped-def]  # as the tower says
-    if not isinstance(visual, VisionTransformer):
-        return visual(pixels_BCHW)
-    (height, width), (down, across) = pixels_BCHW.shape[-2:], visual.patch_size
-    grid = height // down, width // across
-    if grid == tuple(visual.grid_size):
-        return visual(pixels_BCHW)
-    rows_PD = positions(visual.positional_embedding, visual.grid_size, grid)
-    return torch.func.functional_call(visual, {_TABLE: rows_PD}, pixels_BCHW)
 
 
 def positions(table_PD: Tensor, own: Sequence[int], grid: Sequence[int]) -> Tensor:

@@ -1,5 +1,6 @@
 """The image tower at smaller sides and with fewer patches: open_clip's arithmetic, nothing of it exported."""
 
+import copy
 import json
 
 import open_clip
@@ -12,7 +13,7 @@ from longclip.captions import Groups, Whole
 from longclip.data.loading import blank
 from longclip.towers.chunks import chunks
 from longclip.towers.clip import DualTower
-from longclip.towers.image import check_sizes, encode, encode_patches, patch_dropout, positions
+from longclip.towers.image import check_sizes, encode_patches, patch_dropout, positions, take_any_side
 from longclip.towers.pretrained import build
 from longclip.types import UserError
 
@@ -20,7 +21,9 @@ from longclip.types import UserError
 @pytest.fixture
 def visual(tiny):
     """Patches of 12 in 72 pixels: 6 x 6."""
-    return build(tiny, None, 77, image_size=72).model.visual
+    visual = build(tiny, None, 77, image_size=72).model.visual
+    take_any_side(visual)
+    return visual
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +43,13 @@ def towers(tmp_path_factory):
         config = {"embed_dim": 32, "vision_cfg": vision, "text_cfg": text}
         (folder / f"longclip-{name}.json").write_text(json.dumps(config))
     open_clip.add_model_config(folder)
-    return lambda name: build(f"longclip-{name}", None, 77).model.visual
+
+    def named(name):
+        visual = build(f"longclip-{name}", None, 77).model.visual
+        take_any_side(visual)
+        return visual
+
+    return named
 
 
 @pytest.mark.parametrize("grid", [1, 2, 4, 5])
@@ -52,7 +61,7 @@ def test_positions_of_a_smaller_grid_are_open_clips_own(visual, tiny, grid):
     assert torch.equal(found, state["visual.positional_embedding"])
     small.visual.load_state_dict({name.removeprefix("visual."): value for name, value in state.items()})
     pixels = torch.randn(3, 3, 12 * grid, 12 * grid)
-    torch.testing.assert_close(encode(visual, pixels), small.visual(pixels), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(visual(pixels), small.visual(pixels), atol=1e-6, rtol=1e-5)
     image_BE, patches_BPE = encode_patches(visual, pixels)
     torch.testing.assert_close(image_BE, small.visual(pixels), atol=1e-6, rtol=1e-5)
     assert patches_BPE.shape == (3, grid**2, 32)
@@ -60,18 +69,19 @@ def test_positions_of_a_smaller_grid_are_open_clips_own(visual, tiny, grid):
 
 def test_the_whole_table_learns_from_small_images_and_stays_itself(visual):
     table, names = visual.positional_embedding, list(visual.state_dict())
-    encode(visual, torch.randn(2, 3, 48, 48)).sum().backward()
+    visual(torch.randn(2, 3, 48, 48)).sum().backward()
     assert visual.positional_embedding is table
     assert isinstance(table, nn.Parameter)
     assert list(visual.state_dict()) == names
     assert (table.grad.abs().sum(1) > 0).all(), "bicubic resampling reaches every row"
 
 
-def test_at_its_own_side_the_tower_is_called_as_it_is(visual, monkeypatch):
-    pixels = torch.randn(2, 3, 72, 72)
-    own = visual(pixels)
-    monkeypatch.setattr(torch.func, "functional_call", None)
-    assert torch.equal(encode(visual, pixels), own)
+def test_at_its_own_side_the_tower_is_open_clips(tiny):
+    visual, pixels = build(tiny, None, 77, image_size=72).model.visual, torch.randn(2, 3, 72, 72)
+    theirs = visual(pixels)
+    take_any_side(visual)
+    assert torch.equal(visual(pixels), theirs)
+    assert torch.equal(copy.deepcopy(visual)(pixels[..., :48, :48]), visual(pixels[..., :48, :48]))
 
 
 @pytest.mark.parametrize("kind", ["average", "late-norm"])
@@ -130,18 +140,18 @@ def test_a_compiled_tower_is_compiled_once_a_stage(visual):
         graphs.append(graph)
         return graph.forward
 
-    eager = {side: encode(visual, torch.ones(2, 3, side, side)) for side in (72, 48)}
+    eager = {side: visual(torch.ones(2, 3, side, side)) for side in (72, 48)}
     visual.compile(backend=backend)
     for _ in range(3):
         for side, expected in eager.items():
-            torch.testing.assert_close(encode(visual, torch.ones(2, 3, side, side)), expected)
+            torch.testing.assert_close(visual(torch.ones(2, 3, side, side)), expected)
     assert len(graphs) <= 2
 
 
 def test_convolutions_take_any_side_and_others_are_refused(towers):
     convolutions = towers("timm-convolutions")
     check_sizes(convolutions, [48])
-    assert encode(convolutions, torch.randn(2, 3, 48, 48)).shape == (2, 32)
+    assert convolutions(torch.randn(2, 3, 48, 48)).shape == (2, 32)
     for visual in (towers("timm-transformer"), build("RN50", None, 77).model.visual):
         with pytest.raises(UserError, match="positions of one size"):
             check_sizes(visual, [48])
