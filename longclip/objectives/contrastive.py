@@ -7,21 +7,17 @@ processes is one number an image and slot.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
-from torch.utils.checkpoint import checkpoint
 
 from longclip import dist
 from longclip.objectives.term import Loss, Term
 from longclip.objectives.tiled import Contrast, contrast
 from longclip.objectives.tiles import Pairs
 from longclip.types import Embeddings, UserError
-
-Result = TypeVar("Result")
 
 
 class PairLosses(NamedTuple):
@@ -159,41 +155,3 @@ def checked_smoothing(label_smoothing: float) -> float:
     if not 0 <= label_smoothing < 1:
         raise UserError(f"label_smoothing is {label_smoothing}, but must be at least 0 and below 1.")
     return label_smoothing
-
-
-class RowLosses(NamedTuple):
-    """Cross-entropy of every row, and whether its right column alone scores highest."""
-
-    loss_R: Tensor
-    right_R: Tensor  # float 0 or 1, no gradient
-
-
-def cross_entropy(
-    row_RE: Tensor,
-    column_XE: Tensor,
-    mask_X: Tensor,
-    target_R: Tensor,
-    scale: Tensor,
-    label_smoothing: float = 0.0,
-) -> RowLosses:
-    """Softmax cross-entropy of `scale * row . column` over the columns where `mask_X` is True.
-
-    As `torch.nn.functional.cross_entropy` on the valid columns alone, label smoothing included
-    (epsilon is spread over the valid ones). Rows whose own column is masked give a number that means
-    nothing: mask them out of what follows (a product with 0 could meet an infinity). A tie with the
-    right column counts as wrong.
-    """
-    # Written as lse - (1 - eps) * target - eps * mean(valid), so that no masked -inf meets a zero.
-    logits_RX = scale * row_RE @ column_XE.T
-    lse_R = logits_RX.masked_fill(~mask_X, torch.finfo(logits_RX.dtype).min).logsumexp(1)
-    own_R = logits_RX.gather(1, target_R[:, None]).squeeze(1)
-    mean_R = logits_RX.masked_fill(~mask_X, 0).sum(1) / mask_X.sum().clamp_min(1)
-    loss_R = lse_R - (1 - label_smoothing) * own_R - label_smoothing * mean_R
-    right_R = ((logits_RX >= own_R[:, None]) & mask_X).sum(1) == 1
-    return RowLosses(loss_R, right_R.to(loss_R.dtype).detach())
-
-
-def again_in_backward(function: Callable[[int], Result], slot: int) -> Result:
-    """`function(slot)`, keeping none of its intermediate tensors: the backward pass makes them again."""
-    result: Result = checkpoint(function, slot, use_reentrant=False, preserve_rng_state=False)
-    return result
