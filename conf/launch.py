@@ -63,8 +63,8 @@ def check_sweep(processes: int) -> None:
     """Refuse a sweep (`-m`) whose jobs start processes themselves: each would begin the whole sweep anew."""
     if HydraConfig.get().mode == RunMode.MULTIRUN and processes > 1 and place() is ALONE:
         raise UserError(
-            f"a sweep with -m runs its jobs in one process and this one wants {processes}: trainer.devices=1, "
-            "or sbatch --array (slurm/README.md)"
+            f"a sweep with -m runs each job in one process, and this one wants {processes}: "
+            "trainer.devices=1, or sbatch --array (slurm/README.md)"
         )
 
 
