@@ -1,5 +1,6 @@
 """A cluster of two nodes for all tests here, and the project's own batch scripts submitted to it."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -56,7 +57,8 @@ def sbatch(cluster, shared, scenes_of_slurm):
         "LONGCLIP_RUNS": str(shared),
         "GLOO_SOCKET_IFNAME": "lo",
         "WANDB_MODE": "offline",
-        "LONGCLIP_TARGETS": "tests",
+        "LONGCLIP_TARGETS": "tests,engines",
+        "PYTHONPATH": os.pathsep.join(str(ROOT / place) for place in (".", "tests", "tests/strategies")),
     }
 
     def submit(script, *arguments, options=NO_GPUS, **more):

@@ -115,6 +115,27 @@ def test_each_task_has_one_log_through_all_starts(hard_life, shared):
     assert batch.count("2 process(es) on 2 node(s)") == 5, "the preflight passes before each"
 
 
+def test_zero_2_goes_on_after_a_signal_and_ends_with_the_weights_of_ddp(
+    cluster, sbatch, shared, scenes_of_slurm, calm
+):
+    run = shared / "zero"
+    strategy = [
+        "trainer=deepspeed_zero2",
+        "trainer.accelerator=cpu",
+        "trainer.strategy._target_=tests.slurm.zero.ZeroOnProcessors",
+        "+trainer.strategy.process_group_backend=gloo",
+    ]
+    job = sbatch(*train(scenes_of_slurm, "zero", *strategy, *hold(run, 5)), options=TWO_NODES)
+    cluster.wait((run / "held-5").exists, "step 5", 200)
+    cluster.call("scancel", "--signal=USR1", job)
+    again(cluster, job, 1)
+    finish(cluster, job)
+    whole, stopped = weights(calm), weights(run)
+    assert whole.keys() == stopped.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close(stopped[name], value, atol=1e-6, rtol=0, msg=name)
+
+
 def test_gpus_that_torch_does_not_see_end_the_job_before_training(cluster, sbatch, shared, scenes_of_slurm):
     options = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=2", "--cpus-per-task=1"]
     job = sbatch(*train(scenes_of_slurm, "blind"), options=options)
