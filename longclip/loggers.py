@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,7 +42,10 @@ class Wandb(WandbLogger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         if self._experiment is not None:  # else the next job of a sweep would go on in this run
-            self._experiment.finish(exit_code=int(status != "success"))
+            with contextlib.suppress(
+                ConnectionError
+            ):  # a signal to the whole job has ended wandb's service, too
+                self._experiment.finish(exit_code=int(status != "success"))
             self._experiment = None
 
 

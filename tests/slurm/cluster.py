@@ -52,6 +52,7 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 GresTypes=gpu
 JobRequeue=1
+MessageTimeout=60
 PropagateResourceLimits=NONE
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
