@@ -97,7 +97,7 @@ def find_problems(backbone: Backbone, state: Mapping[str, Tensor]) -> list[str]:
     if context != limit:
         problems.append(f"model_cfg says context_length {context}, the tokenizer cuts at {limit}")
     with torch.device("meta"):
-        reference = configs.instantiate(model_cfg, backbone.preprocess_cfg, device="meta")
+        reference = configs.instantiate(model_cfg, backbone.preprocess_cfg)
     problems += _module_problems(backbone.model, reference)
     expected = reference.state_dict()
     problems += [f"tensor {name} has no place in open_clip's model" for name in state if name not in expected]

@@ -21,6 +21,7 @@ from ..types import Batch, Embeddings, Text, UserError
 from .attention import Layout
 from .chunks import chunks, in_backward_again
 from .image import check_patches, encode_patches, take_any_side
+from .pooled import pool_alone
 from .positions import text_module
 from .pretrained import Backbone
 from .text import encode_packed, encode_padded, why_padded
@@ -74,6 +75,7 @@ class DualTower(nn.Module):
         if self.padded_because:
             log.warning("text runs padded to %d tokens: %s", self.context_length, self.padded_because)
         take_any_side(self.backbone.visual)
+        pool_alone(self.backbone.visual)
         _lock(self.backbone, freeze)
         self.grad_checkpointing = grad_checkpointing
         if grad_checkpointing:
@@ -146,8 +148,8 @@ class DualTower(nn.Module):
         run = in_backward_again if len(parts) > 1 else _at_once
         scale = self.backbone.logit_scale
         # Images and texts in turns of their own: the activations of one tower at a time.
-        images = [run(self._images, part.pixels_BCHW, "patches" in needs, scale) for part in parts]
-        texts = [run(self._texts, part.tokens_T, part.lengths_BK) for part in parts]
+        images = [run(self.embed_images, part.pixels_BCHW, "patches" in needs, scale) for part in parts]
+        texts = [run(self.embed_texts, part.tokens_T, part.lengths_BK.numpy()) for part in parts]
         image_BE = _side_by_side([image for image, _ in images])
         patches = [patches_BPE for _, patches_BPE in images if patches_BPE is not None]
         return Embeddings(
@@ -160,16 +162,21 @@ class DualTower(nn.Module):
             patches_BPE=_side_by_side(patches) if patches else None,
         )
 
-    def _images(self, pixels_BCHW: Tensor, patches: bool, _: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(image_BE, patches_BPE where asked for, in the dtype that the tower computes in)."""
+    def embed_images(
+        self, pixels_BCHW: Tensor, patches: bool, near: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """(image_BE, patches_BPE where asked for, in the dtype that the tower computes in).
+
+        `near` is not read: its device is what `in_backward_again` wants to know.
+        """
         if not patches:
             return self.encode_image(pixels_BCHW), None
         image_BE, patches_BPE = encode_patches(self.backbone.visual, self.normalise(pixels_BCHW))
         return F.normalize(image_BE.float(), dim=-1), patches_BPE
 
-    def _texts(self, tokens_T: Tensor, lengths_BK: Tensor) -> Tensor:
-        """text_BKE, zeros where there is no caption."""
-        lengths_X = lengths_BK.numpy().ravel()
+    def embed_texts(self, tokens_T: Tensor, lengths_BK: NDArray[np.int32]) -> Tensor:
+        """text_BKE, zeros where there is no caption; the lengths are on the host."""
+        lengths_X = lengths_BK.ravel()
         present_S = np.flatnonzero(lengths_X)
         text_SE = self.encode_text(tokens_T, lengths_X[present_S])
         text_XE = text_SE.new_zeros(len(lengths_X), text_SE.shape[-1])

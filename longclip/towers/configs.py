@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import torch
 from torch import Tensor, nn
 
 from ..tokens import Tokenizer
@@ -159,10 +160,10 @@ def adjusted(
     return changed
 
 
-def instantiate(
-    model_cfg: Mapping[str, Any], preprocess_cfg: Mapping[str, Any], device: str = "cpu"
-) -> nn.Module:
+def instantiate(model_cfg: Mapping[str, Any], preprocess_cfg: Mapping[str, Any]) -> nn.Module:
     """open_clip's model of that configuration, float32, with random weights; nothing is downloaded.
+
+    Built on torch's default device, so that `with torch.device("meta")` makes one without memory.
 
     Goes through open_clip's own reader of export folders, so what is built is what an export's user gets.
     Raises UserError with open_clip's words where the configuration does not work, and for one that would
@@ -175,7 +176,7 @@ def instantiate(
         try:
             model = open_clip.create_model(
                 f"local-dir:{folder}",
-                device=device,
+                device=torch.get_default_device(),
                 load_weights=False,
                 pretrained_image=False,
                 pretrained_text=False,

@@ -1,0 +1,130 @@
+"""Run a module's towers and terms on fake tensors: shapes, dtypes and autograd as they are, no content.
+
+In: a `LongClip` made under `with torch.device("meta")`, lengths of captions. Out: `Counts` of its parts. The
+code that runs is the one that trains, so what is counted follows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ..training import LongClip
+from ..types import Embeddings
+from .counting import Counts, Line, count, line
+
+IMAGES = 2
+"""Towers are counted at so many images and at twice as many; everything in them is linear in images."""
+
+LOSS_IMAGES = 4096
+"""A loss is counted for so many images at most; memory goes on linearly from there, FLOPs squared."""
+
+
+class Pretence:
+    """A module on fake tensors.
+
+    Args:
+        module: becomes fake.
+        lengths_BK: of some images' captions; real.
+        precision: as Lightning names it.
+    """
+
+    def __init__(self, module: LongClip, lengths_BK: NDArray[np.int32], precision: str) -> None:
+        self.module, self.tower, self.lengths_BK = module, module.tower.train(), lengths_BK
+        self.precision, self.patches = precision, "patches" in module.needs
+        self.size = int(np.max(self.tower.preprocess_cfg["size"]))
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        with self.fake:
+            module._apply(lambda x: torch.empty_like(x, device="cpu"))
+
+    @property
+    def pixels(self) -> int:
+        """Bytes of one image."""
+        return 3 * self.size**2
+
+    def parameters(self) -> tuple[int, int]:
+        """Bytes of all parameters, and of those that train."""
+        sizes = [(_bytes(p), p.requires_grad) for p in self.module.parameters()]
+        return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
+
+    def towers(self, checkpointing: bool) -> tuple[Line, Line]:
+        """Image tower and text tower by images; the gradients of parameters are not in the peaks."""
+        before = self.tower.grad_checkpointing
+        self.tower.backbone.set_grad_checkpointing(checkpointing)
+        tokens_B = self.lengths_BK.sum(1)
+        typical_BK = self.lengths_BK[np.argsort(abs(tokens_B - tokens_B.mean()), kind="stable")[:IMAGES]]
+        more = float(tokens_B.mean() / typical_BK.sum(1).mean())
+        image = line(lambda images: self._counted(lambda: self._images(images)), IMAGES)
+        text = line(
+            lambda images: self._counted(
+                lambda: [self._texts(np.resize(typical_BK, (images, typical_BK.shape[1])))]
+            ),
+            len(typical_BK),
+        )
+        self.tower.backbone.set_grad_checkpointing(before)
+        return image, Line(text.fixed, text.each * more)
+
+    def loss(self, local: int, world: int) -> tuple[Counts, int]:
+        """All terms on the batch of `world` processes, and the bytes of this one's embeddings."""
+        images = min(local, max(LOSS_IMAGES // world, 2))
+        found, more = self._embeddings(images, world), local / images
+        terms, weights = self.module.terms.items(), self.module.weights
+        with self.fake:
+            counts = count(lambda: [weights[name] * term(found).value for name, term in terms])
+        self.module.zero_grad(set_to_none=True)
+        counts = Counts(
+            counts.forward * more**2, counts.flops * more**2, counts.saved * more, counts.peak * more
+        )
+        leaves = [found.image_BE, found.text_BKE, found.patches_BPE]
+        return counts, round(more * sum(_bytes(leaf) for leaf in leaves if leaf is not None))
+
+    def _counted(self, forward: Callable[[], list[Tensor]]) -> Counts:
+        with self.fake:
+            counts = count(forward)
+        grown = sum(_bytes(p.grad) for p in self.tower.parameters() if p.grad is not None)
+        self.tower.zero_grad(set_to_none=True)
+        return counts._replace(peak=counts.peak - grown)
+
+    def _images(self, images: int) -> list[Tensor]:
+        pixels_BCHW = torch.empty(images, 3, self.size, self.size, dtype=torch.uint8)
+        with self._autocast():
+            return [x for x in self.tower.embed_images(pixels_BCHW, self.patches) if x is not None]
+
+    def _texts(self, lengths_BK: NDArray[np.int32]) -> Tensor:
+        with self._autocast():
+            return self.tower.embed_texts(torch.zeros(int(lengths_BK.sum()), dtype=torch.int32), lengths_BK)
+
+    def _embeddings(self, images: int, world: int) -> Embeddings:
+        """Leaves of the shapes that the towers give, with a gradient where the towers have one."""
+        lengths_BK = np.resize(self.lengths_BK, (images, self.lengths_BK.shape[1]))
+        with self.fake:
+            image, *patches = (_leaf(x, images) for x in self._images(IMAGES))
+            return Embeddings(
+                image_BE=image,
+                text_BKE=_leaf(self._texts(lengths_BK[:IMAGES]), images),
+                mask_BK=torch.from_numpy(lengths_BK > 0),
+                slots=self.module.slots,
+                scale=self.tower.backbone.logit_scale.float().exp().squeeze(),
+                gather=lambda x: x.repeat(world, *[1] * (x.ndim - 1)) if world > 1 else x,
+                patches_BPE=patches[0] if patches else None,
+            )
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if not self.precision.endswith("-mixed"):
+            return nullcontext()
+        dtype = torch.bfloat16 if self.precision.startswith("bf16") else torch.float16
+        return torch.autocast("cpu", dtype=dtype, cache_enabled=False)
+
+
+def _leaf(x: Tensor, rows: int) -> Tensor:
+    return x.new_empty(rows, *x.shape[1:]).requires_grad_(x.requires_grad)
+
+
+def _bytes(x: Tensor) -> int:
+    return x.numel() * x.element_size()

@@ -1,0 +1,156 @@
+"""A plan counts on fake tensors what a real step does, and proposes chunks that fit."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.measures import flops, peak_bytes, saved_bytes
+from longclip.captions import First, Groups, Sentences, Whole
+from longclip.hardware import as_bytes, free_memory
+from longclip.objectives import Contrastive, Grouping
+from longclip.optim import AdamW
+from longclip.planner import report
+from longclip.planner.estimate import Choice, Costs, Job, choose
+from longclip.planner.lengths import synthetic
+from longclip.towers.clip import DualTower
+from longclip.towers.pretrained import build
+from longclip.training import LongClip
+from longclip.types import Batch, UserError
+
+GROUPS = Groups({"long": Whole(), "sub": Sentences(2)}, seed=0)
+
+
+def module_of(tiny, **options):
+    terms = {"long": Contrastive("long"), "sub": Contrastive("sub"), "grouping": Grouping("sub")}
+    tower = DualTower(build(tiny, None, 248), **options)
+    module = LongClip(tower, terms, GROUPS.slots, AdamW(lr=1e-3, warmup=0, samples=64), 0)
+    module.log_every = 2
+    return module
+
+
+def blank(tiny):
+    with torch.device("meta"):
+        return module_of(tiny)
+
+
+def batch_of(lengths_BK, size=24):
+    images, tokens = len(lengths_BK), int(lengths_BK.sum())
+    return Batch(
+        ["an image"] * images,
+        torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8),
+        torch.randint(0, 49000, (tokens,), dtype=torch.int32),
+        torch.from_numpy(lengths_BK),
+        torch.zeros(lengths_BK.shape, dtype=torch.int32),
+        int(lengths_BK.max()),
+    )
+
+
+@pytest.fixture(scope="module")
+def lengths_BK(tiny):
+    with torch.device("meta"):
+        tokenizer = DualTower(build(tiny, None, 248)).tokenizer
+    return synthetic(GROUPS, tokenizer, images=24)
+
+
+@pytest.fixture(scope="module")
+def costs(tiny, lengths_BK):
+    return Costs(blank(tiny), lengths_BK, Job(24))
+
+
+def step(module, batch, micro_batch=None):
+    module.micro_batch = micro_batch
+    module.training_step(batch, 0).backward()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_planned_activations_are_those_of_a_real_step(tiny, lengths_BK, costs, checkpointing):
+    module, batch = module_of(tiny, grad_checkpointing=checkpointing), batch_of(lengths_BK)
+    memory = costs.memory(None, checkpointing)
+    real = saved_bytes(lambda: module.tower.embed_images(batch.pixels_BCHW, True))
+    assert memory["activations, image tower"] == pytest.approx(real, rel=0.1)
+    real = saved_bytes(lambda: module.tower.embed_texts(batch.tokens_T, lengths_BK))
+    assert memory["activations, text tower"] == pytest.approx(real, rel=0.1)
+
+
+@pytest.mark.parametrize("micro_batch", [None, 8])
+def test_planned_memory_and_flops_are_those_of_a_real_step(tiny, lengths_BK, costs, micro_batch):
+    module, batch = module_of(tiny), batch_of(lengths_BK)
+    parts = costs.memory(micro_batch, False)
+    planned = sum(parts.values()) - parts["parameters"] - parts["optimiser states"]
+    peak = peak_bytes(lambda: step(module, batch, micro_batch))
+    assert 0.95 * peak < planned < 1.5 * peak, "never less, and not much more"
+    module.zero_grad()
+    real = flops(lambda: step(module, batch, micro_batch))
+    assert sum(costs.flops(micro_batch, False).values()) == pytest.approx(real, rel=0.1)
+
+
+def test_parameters_are_counted_to_the_byte(tiny, costs):
+    module = module_of(tiny)
+    assert costs.parameters == sum(p.numel() * 4 for p in module.parameters())
+
+
+def test_bfloat16_keeps_less_and_more_processes_hold_less(tiny, lengths_BK, costs):
+    half = Costs(blank(tiny), lengths_BK, Job(24, world=2, precision="bf16-mixed"))
+    own, other = costs.memory(None, False), half.memory(None, False)
+    assert other["activations, text tower"] < 0.4 * own["activations, text tower"]
+    assert other["embeddings"] < 0.6 * own["embeddings"]
+
+
+def test_the_largest_chunks_that_fit_are_proposed(costs):
+    whole = sum(costs.memory(None, False).values())
+    assert choose(costs, 2 * whole) == Choice(None, False, whole, True)
+    eight = sum(costs.memory(8, False).values())
+    assert choose(costs, eight / 0.9).micro_batch == 8
+    least = choose(costs, 1)
+    assert not least.fits
+    assert least.need <= eight
+    assert choose(costs, 2 * whole, checkpointing=True).grad_checkpointing
+
+
+def test_a_report_is_plain_words_with_the_command(costs):
+    choice = choose(costs, 2**34)
+    told = report.Told("mine", 4800, "made up", 2**34, "plan=16GiB", 8, False)
+    lines = report.sentences(costs, choice, told, "python train.py")
+    assert "24 images a step = 1 process(es) x 24" in lines[0]
+    assert lines[1].startswith("200 steps")
+    assert "the whole batch at once fits into 16.00 GiB (plan=16GiB)" in lines[2]
+    assert report.overrides(choice) == ["micro_batch=null", "model.grad_checkpointing=false"]
+    assert report.table(costs, choice, told).row_count == 14
+    none = report.sentences(costs, choose(costs, 1), told._replace(memory=1), "python train.py")
+    assert "nothing fits into 1 bytes" in none[-1]
+
+
+def test_made_up_captions_go_through_the_recipe(lengths_BK):
+    long_B, subs_BK = lengths_BK[:, 0], lengths_BK[:, 1:]
+    assert 110 < long_B.mean() < 170
+    assert 15 < subs_BK[subs_BK > 0].mean() < 30
+    with torch.device("meta"):
+        tokenizer = DualTower(build("ViT-scenes", None, 248)).tokenizer
+    first = synthetic(Groups({"short": First()}, seed=0), tokenizer, images=8)
+    assert (first < long_B[:8, None]).all()
+    assert np.array_equal(first, synthetic(Groups({"short": First()}, seed=0), tokenizer, images=8))
+
+
+def test_sizes_of_memory():
+    assert [as_bytes(text) for text in ("24GiB", "80 GB", "512m")] == [24 * 2**30, 80 * 10**9, 512 * 10**6]
+    assert free_memory("cpu") > 2**20
+    with pytest.raises(UserError, match="plan=lots is no size"):
+        as_bytes("lots")
+
+
+@pytest.mark.long
+def test_the_command_needs_neither_weights_nor_data(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "train.py", "model=vit_b16", "recipe=dreamlip", "batch_size=512", "plan=24GiB",
+         f"runs={tmp_path}", f"data.root={tmp_path}/none"],
+        cwd=Path(__file__).resolve().parents[1], capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "made-up paragraphs" in done.stdout
+    assert re.search(r"chunks of \d+ fits into 24\.00 GiB", done.stdout)
+    assert re.search(r"next: python train\.py model=vit_b16 .* micro_batch=\d+ model", done.stdout)
