@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import cross_entropy, normalize
 
 from longclip.objectives.contrastive import info_nce
@@ -39,7 +40,8 @@ def rows(quick: bool, folder: Path) -> list[Row]:
     images = 8192 // small
     dense = {"open_clip": _each_slot(lambda image, text, scale: SigLipLoss()(image, text, scale, BIAS))}
     found += _beside("P7.sigmoid", f"sigmoid loss, B={images} K=1:", tiled_sigmoid, dense, images, 1)
-    return [*found, _growth(4096 // small, 1), _growth(2048 // small, 8)]
+    found += [_growth(4096 // small, 1), _growth(2048 // small, 8)]
+    return [*found, *(_curve(count // small) for count in (512, 1024, 2048, 4096))]
 
 
 def tiled(image_BE: Tensor, text_BKE: Tensor, scale: Tensor) -> Tensor:
@@ -90,6 +92,14 @@ def _growth(images: int, slots: int) -> Row:
     once, twice = (peak_bytes(_both_passes(tiled, count, slots)) for count in (images, 2 * images))
     what = f"InfoNCE, K={slots}: times the peak bytes when B={images} doubles"
     return at_most(f"P8.{slots}", what, twice / once, 2.1, "2")
+
+
+def _curve(images: int, slots: int = 8) -> Row:
+    """Dense autograd on fake tensors, which have shapes and no numbers: peaks are the same."""
+    ours = peak_bytes(_both_passes(tiled, images, slots))
+    with FakeTensorMode():
+        dense = peak_bytes(_both_passes(_each_slot(ClipLoss()), images, slots))
+    return fewer(f"P8.at.{images}", f"InfoNCE, B={images} K={slots}: peak bytes", ours, dense)
 
 
 def _both_passes(loss: LossOf, images: int, slots: int) -> Job:

@@ -187,7 +187,7 @@ def _compared(row: Row, least: float | None) -> Row:
     if least is None:
         return row
     assert row.ratio is not None
-    return row._replace(goal=f"ratio >= {least:g}", met=row.ratio >= least)
+    return row._replace(goal=f"ratio >= {least:.3g}", met=row.ratio >= least)
 
 
 class _Live(TorchDispatchMode):

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from benchmarks import documents, plots
 from benchmarks.lengths import LONG, SHORT, SUBS, drawn_from, of_captions, synthetic
 from benchmarks.measures import at_most, faster, fewer, flops, load, peak_bytes, save, saved_bytes, seconds
 
@@ -129,6 +130,28 @@ def test_a_batch_of_captions_holds_every_row_once_before_one_comes_again():
     drawn = drawn_from(np.array(rows))(5, 0).tolist()
     assert sorted(drawn[:3]) == rows
     assert all(row in rows for row in drawn[3:])
+
+
+def test_the_picture_shows_costs_as_shares_of_all_captions_padded(tmp_path):
+    rows = [fewer("P1.pad248", "FLOPs", 2, 16), fewer("P1.pad77+248", "FLOPs", 2, 4)]
+    rows += [fewer(f"P8.at.{images}", "bytes", images, images**2) for images in (64, 512)]
+    by_id = {row.id: row for row in rows}
+    assert plots.costs(by_id) == {"P1": {"pad248": 1, "pad77+248": 4 / 16, "ours": 2 / 16}}
+    plots.draw(by_id, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_table_goes_between_its_marks_and_nowhere_else(tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text("a\n<!-- goals: made -->\nold\n<!-- /goals -->\nb\n")
+    rows = [fewer("P1", "FLOPs", 2, 3, 1.2), at_most("P4", "error", 2.0, 1)]
+    documents.replace(path, "goals", documents.of_rows(rows))
+    before, *table, after = path.read_text().replace("old", "").splitlines()[1:-1]
+    assert (before, after) == ("<!-- goals: made -->", "<!-- /goals -->")
+    assert [line.split(" | ")[-1] for line in table[2:]] == ["yes |", "**no** |"]
+    assert documents.read(path, "goals") == "\n".join(table)
+    with pytest.raises(SystemExit, match="no marks <!-- gpu -->"):
+        documents.replace(path, "gpu", "")
 
 
 @pytest.mark.long
