@@ -23,8 +23,11 @@ from longclip.objectives.sigmoid import pairwise_sigmoid
 from longclip.objectives.term import Loss, Term
 from longclip.types import Embeddings, UserError
 
-PAIRS = 4096
-"""Pairs in one tile: each holds about eight vectors of width E while it is worked on."""
+CPU_PAIRS = 4096
+"""Pairs in one tile; each has about eight vectors of width E while it is worked on."""
+
+CUDA_PAIRS = 16384
+"""A GPU wants few, large kernels; 256 MiB at a width of 512."""
 
 
 class Captions(NamedTuple):
@@ -50,13 +53,14 @@ def conditioned_sigmoid(
         z = 1 for the image's own captions, -1 for others
 
     FLAIR, Xiao et al. 2025, equation 3, before its mean. own: [B, K, E]; others: [X, E], the same for
-    every image; valid_BJ, J = K + X: which of both count, own captions first. Pooled vectors of at most
-    PAIRS pairs are alive at a time, forward and backward.
+    every image; valid_BJ, J = K + X: which of both count, own captions first. Pooled vectors of one tile
+    are alive at a time, forward and backward: of some images, or of one and some of the captions.
     """
+    most = CUDA_PAIRS if patches_BPE.is_cuda else CPU_PAIRS
     slots, loss_B = own.text.shape[1], patches_BPE.new_zeros(len(patches_BPE), dtype=own.text.dtype)
     tile = partial(_pair_losses, heads)
-    for start in range(0, len(others.text), PAIRS):
-        block = slice(start, start + PAIRS)
+    for start in range(0, len(others.text), most):
+        block = slice(start, start + most)
         kept = slice(slots if start == 0 else 0)  # an image meets its own captions once
         valid_BX = valid_BJ[:, slots:][:, block]
         images = (
@@ -66,7 +70,7 @@ def conditioned_sigmoid(
             own.text[:, kept],
         )
         shared = (others.query[block], others.text[block], scale, bias, *weights)
-        loss_B = loss_B + imagewise(tile, images, shared, max(1, PAIRS // images[1].shape[1]))[0]
+        loss_B = loss_B + imagewise(tile, images, shared, max(1, most // images[1].shape[1]))[0]
     return loss_B
 
 

@@ -25,8 +25,11 @@ from longclip.types import Embeddings, UserError
 FLOOR = 1e-6
 """Similarities closer than this are equal: float32 cannot tell them apart."""
 
-TILE = 2**20
-"""Patch values in one tile (B-16: 10 images), of which about five copies live while it is worked on."""
+CPU_TILE = 2**19
+"""Patch values in one tile (five images of B-16); about five float32 copies live while it is worked on."""
+
+CUDA_TILE = 2**23
+"""A GPU wants few, large kernels."""
 
 
 def group(text_BKE: Tensor, patches_BPE: Tensor, threshold: float | None = None) -> tuple[Tensor, Tensor]:
@@ -72,7 +75,8 @@ def group_tiled(text_BKE: Tensor, patches_BPE: Tensor, threshold: float | None =
         grouped_bKE, weights_bKP = group(text_bKE, patches_bPE, threshold)
         return Grouped(grouped_bKE, entropy(weights_bKP.detach()))
 
-    size = max(1, TILE // patches_BPE[0].numel())
+    values = CUDA_TILE if patches_BPE.is_cuda else CPU_TILE
+    size = max(1, values // patches_BPE[0].numel())
     grouped_BKE, entropy_BK = imagewise(tile, (text_BKE, patches_BPE), size=size)
     return Grouped(grouped_BKE, entropy_BK.detach())
 

@@ -9,9 +9,10 @@ from test_pooling import pooled_by_loop
 from torch.nn.functional import normalize
 
 from benchmarks.measures import peak_bytes
+from longclip import dist
 from longclip.objectives import TextConditioned, conditioned
 from longclip.objectives.conditioned import Captions, conditioned_sigmoid, one_of_each
-from longclip.types import UserError
+from longclip.types import Embeddings, UserError
 
 WIDTH, HEADS = 12, 3
 
@@ -78,7 +79,7 @@ def test_equals_a_loop_over_pairs(batch):
 def test_tiles_of_images_and_of_captions_equal_the_whole(batch, monkeypatch, pairs):
     term, e = built(), batch()
     whole = term(e).value
-    monkeypatch.setattr(conditioned, "PAIRS", pairs)  # blocks of captions, single images, two images
+    monkeypatch.setattr(conditioned, "CPU_PAIRS", pairs)  # blocks of captions, single images, two images
     agree(term(e).value, whole, learnt(term, e), rtol=1e-10, atol=1e-10)
 
 
@@ -164,7 +165,7 @@ def test_an_autocast_around_the_term_is_harmless(batch):
 
 
 def test_pooled_vectors_of_all_pairs_never_exist(batch, monkeypatch):
-    monkeypatch.setattr(conditioned, "PAIRS", 256)
+    monkeypatch.setattr(conditioned, "CPU_PAIRS", 256)
     term = built(torch.float32)
 
     def most(images):
@@ -173,6 +174,23 @@ def test_pooled_vectors_of_all_pairs_never_exist(batch, monkeypatch):
 
     pooled = 4 * WIDTH * (96**2 - 32**2)  # of the pairs that the larger batch has more
     assert most(96) - most(32) < pooled / 3
+
+
+def test_the_head_learns_to_find_what_captions_ask_for():
+    """Each caption hides in one patch, turned: a head that did not look would stay at 9.5."""
+    term, turn = TextConditioned("sub", heads=4), torch.linalg.qr(torch.randn(16, 16))[0]
+    term.build(16)
+    optimizer = torch.optim.Adam(term.parameters(), lr=0.01)
+    own = torch.ones(32, 3, dtype=torch.bool)
+    for _ in range(150):
+        text = normalize(torch.randn(32, 3, 16), dim=-1)
+        patches = 0.3 * torch.randn(32, 8, 16)
+        patches[:, :3] += 4 * text @ turn
+        loss = term(Embeddings(text[:, 0], text, own, {"sub": slice(3)}, text.sum(), dist.Gather(), patches))
+        optimizer.zero_grad()
+        loss.value.backward()
+        optimizer.step()
+    assert loss.measures["conditioned"] < 5
 
 
 def test_heads_that_do_not_divide_the_width_are_refused():

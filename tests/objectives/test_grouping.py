@@ -51,7 +51,7 @@ def test_groups_equal_a_loop(embed, threshold):
 
 @pytest.mark.parametrize("threshold", [None, 0.6])
 def test_groups_of_a_few_images_at_a_time_equal_those_of_all(embed, monkeypatch, threshold):
-    monkeypatch.setattr(grouping, "TILE", 2 * 5 * 8)  # two images
+    monkeypatch.setattr(grouping, "CPU_TILE", 2 * 5 * 8)  # two images
     for e in (embed(), embed(images=5)):
         leaves = [x.double().requires_grad_() for x in (e.text_BKE, e.patches_BPE)]
         grouped, weights = group(*leaves, threshold)
