@@ -7,6 +7,7 @@ processes is one number an image and slot.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -39,7 +40,7 @@ def symmetric_cross_entropy(
     this process, as many on each. Scores that differ by rounding tie, and a tie counts as wrong.
     """
     seen = contrast(row_RE, column_XKE, scale, pairs, kin_RKE)
-    row_KX, row_best_KX = _own_rows(seen)
+    row_KX, row_best_KX = _own_rows(seen, len(column_XKE))
     own_KX = seen.own_KX
     loss_KX = -logsigmoid(own_KX - row_KX) - logsigmoid(own_KX - seen.column_negatives_KX)
     sure_KX = own_KX.detach() - 8 * torch.finfo(own_KX.dtype).eps * scale.detach().abs()
@@ -47,10 +48,10 @@ def symmetric_cross_entropy(
     return PairLosses(loss_KX / 2, right_KX / 2, own_KX)
 
 
-def _own_rows(seen: Contrast) -> tuple[Tensor, Tensor]:
-    """Log-sum-exp and highest score of this process's rows, over the columns of all processes."""
+def _own_rows(seen: Contrast, local: int) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp and highest score of this process's `local` rows, over the columns of all processes."""
     both_2KR = torch.stack((seen.row_negatives_KR, seen.row_best_KR))
-    parts_P2KX = dist.exchange(both_2KR.unflatten(2, (dist.world(), -1)).movedim(2, 0))
+    parts_P2KX = dist.exchange(both_2KR.unflatten(2, (-1, local)).movedim(2, 0))
     return parts_P2KX[:, 0].logsumexp(0), parts_P2KX[:, 1].detach().amax(0)
 
 
@@ -61,6 +62,7 @@ def info_nce(
     scale: Tensor,
     label_smoothing: float = 0.0,
     margin: float = 0.0,
+    gather: Callable[[Tensor], Tensor] = dist.gather,
 ) -> tuple[Tensor, Tensor]:
     """Symmetric InfoNCE, every caption slot its own G x G problem (G: all images; multi-positive).
 
@@ -75,13 +77,13 @@ def info_nce(
 
     image_GE: L2-normalised, of all processes. text_BKE: L2-normalised, of this process. mask_GK: which
     captions exist. scale: exp(temperature). label_smoothing: in [0, 1); epsilon is spread over an image's
-    present captions, and over a caption's images. margin: gamma.
+    present captions, and over a caption's images. margin: gamma. gather: joins all processes' tensors.
     Returns this process's share of the loss and, without gradient, of the top-1 accuracy in [0, 1]
     (both directions, without margin, ties wrong); their means over processes are the global batch's.
     """
     own = dist.rows(len(text_BKE))
     mask_BK = mask_GK[own]
-    kin_GKE = dist.gather(text_BKE.detach() * mask_BK[..., None] * margin) if margin else None
+    kin_GKE = gather(text_BKE.detach() * mask_BK[..., None] * margin) if margin else None
     pairs = Pairs(mask_BK, own.start)
     found = symmetric_cross_entropy(image_GE, text_BKE, scale, pairs, kin_GKE)
     loss_KB = found.loss_KX
@@ -137,6 +139,7 @@ class Contrastive(Term):
             embeddings.scale.float(),
             self.label_smoothing,
             self.margin,
+            embeddings.gather,
         )
         return Loss(value, {"accuracy": accuracy})
 

@@ -153,3 +153,9 @@ def test_inputs_made_again_in_backward_give_the_same_gradients(embed):
         image, text = checkpoint(towers, weight, use_reentrant=False) if again else towers(weight)
         grads += torch.autograd.grad(info_nce(image, text, e.mask_BK, e.scale)[0], weight)
     assert torch.equal(*grads)
+
+
+def test_a_plan_may_pretend_that_there_are_more_processes(embed):
+    """Nothing but shapes: a gather that repeats its argument stands for three processes."""
+    e = dataclasses.replace(embed(), gather=lambda x: x.repeat(3, *[1] * (x.ndim - 1)))
+    assert Contrastive("sub", label_smoothing=0.1, margin=0.5)(e).value.isfinite()
