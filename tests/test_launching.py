@@ -97,7 +97,7 @@ def start(command, **env):
 
 
 def ended(process, code=0):
-    said, _ = process.communicate(timeout=280)
+    said, _ = process.communicate(timeout=500)
     assert process.returncode == code, said[-3000:]
     return said
 
@@ -125,6 +125,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_a_signal_to_one_of_two_ranks_stops_both_and_the_run_goes_on_elsewhere(folder):
     """Rank variables start it, SIGUSR1 reaches one rank, Lightning's launcher ends it: torchrun's weights."""
     with socket.socket() as s:
@@ -135,7 +136,7 @@ def test_a_signal_to_one_of_two_ranks_stops_both_and_the_run_goes_on_elsewhere(f
     hold = ["+logger.hold._target_=tests.slurm.hold.Hold", f"+logger.hold.run={run}", "+logger.hold.at=[2]"]
     command = [sys.executable, *program(folder, "ranks", *hold)]
     ranks = [start(command, **both, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     while not (run / "held-2").exists():
         assert time.monotonic() < deadline
         assert ranks[0].poll() is None, ranks[0].communicate()[0]
@@ -149,6 +150,7 @@ def test_a_signal_to_one_of_two_ranks_stops_both_and_the_run_goes_on_elsewhere(f
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_the_jobs_of_a_sweep_have_run_directories_of_their_own(folder):
     ended(start([sys.executable, *program(folder, "sweep", "samples=32", "optim.lr=1e-3,1e-4", "-m")]))
     one, two = weights(folder / "sweep-0"), weights(folder / "sweep-1")
