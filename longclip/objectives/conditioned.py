@@ -118,18 +118,19 @@ class TextConditioned(Term):
     FLAIR, Xiao et al. 2025, section 3.3; both with the same temperature and offset. An image meets its K
     captions and one caption of every other image, the same one for all images (the paper draws it anew
     for each). Where captions are absent, the divisors count those that are there: their mean over images
-    for L_tcs. heads: of the pooling head, which is trained and not exported.
+    for L_tcs. heads: of the pooling head, which is trained and not exported. bias: where the offset starts;
+    the loss starts calm near the logarithm of the share of pairs that belong together.
     Measures: `conditioned`, `global`, `scale`, `bias`.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"patches"})
     head: PoolingHead
 
-    def __init__(self, texts: str, weight: float = 1.0, heads: int = 8) -> None:
+    def __init__(self, texts: str, weight: float = 1.0, heads: int = 8, bias: float = -10.0) -> None:
         super().__init__(texts, weight)
         self.heads = heads
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        self.logit_bias = nn.Parameter(torch.tensor(-10.0))
+        self.logit_bias = nn.Parameter(torch.tensor(float(bias)))
 
     def build(self, width: int) -> None:
         """Raises UserError where the heads do not divide the width."""
