@@ -41,6 +41,8 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")
     # data=stream gives every process the same number of batches, which is what this warns about.
     warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined")
+    # Without srun a process is alone, and that is often meant: on a login node, under torchrun.
+    warnings.filterwarnings("ignore", message="The `srun` command is available")
     # Meant so: the module knows which parts of a batch the device must not hold.
     warnings.filterwarnings("ignore", message="You have overridden `transfer_batch_to_device`")
     try:

@@ -4,8 +4,8 @@
     SIGTERM   save, end with 143: the machine is taken away (scancel, Kubernetes, a spot instance)
 
 Nothing is done inside the signal handler, which may run in the middle of a collective or an update.
-Outside the steps (building, judging at the start and at the end) there is nothing to save that is
-not saved already: the process ends at once with the same codes.
+Outside the steps (building, judging at the start and at the end) the process ends at once with the
+same codes, and the next start goes on from the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -62,7 +62,6 @@ class Stop(Callback):
             raise SystemExit(code)
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
-        self.checkpoints.on_train_end(trainer, module)  # before the last judgement, which may take minutes
         self.stepping = False
 
     def _listen(self) -> None:
