@@ -16,23 +16,14 @@ import importlib
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from . import documents
 from .measures import Row, save, show
 
-_ORDER = [
-    "text",
-    "step",
-    "losses",
-    "local",
-    "data_text",
-    "data_images",
-    "data_loading",
-    "data_memory",
-    "memory",
-]
-PARTS = [part for part in _ORDER if Path(__file__).with_name(f"{part}.py").exists()]
+PARTS = ["text", "step", "losses", "local", "memory"]
+PARTS += ["data_text", "data_images", "data_loading", "data_memory"]
 """Modules of this package, imported when their turn comes: `rows(quick, folder)` is all they share."""
 
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36)}
@@ -65,9 +56,10 @@ def run(parts: list[str], quick: bool, captions: Path | None) -> list[Row]:
         lengths.SOURCES[captions.stem] = lengths.drawn_from(lengths.of_captions(captions))
     rows: list[Row] = []
     for part in parts:
-        print(f"{part} ...", file=sys.stderr, flush=True)
+        started = time.process_time()
         with tempfile.TemporaryDirectory() as folder:
             rows += importlib.import_module(f"benchmarks.{part}").rows(quick, Path(folder))
+        print(f"{part}: {time.process_time() - started:.0f} s", file=sys.stderr, flush=True)
     rows.sort(key=lambda row: (not row.id.startswith("P"), _number(row.id)))  # a stable sort
     return [row._replace(measure=f"(quick) {row.measure}") for row in rows] if quick else rows
 
