@@ -176,20 +176,20 @@ def test_pooled_vectors_of_all_pairs_never_exist(batch, monkeypatch):
 
 
 def test_the_head_learns_to_find_what_captions_ask_for():
-    """Each caption hides in one patch, turned: a head that did not look would stay at 9.5."""
+    """Each caption hides in one patch, turned. A head that cannot look ends at 5.8, whatever its offset."""
     term, turn = TextConditioned("sub", heads=4, bias=-3), torch.linalg.qr(torch.randn(16, 16))[0]
     term.build(16)
-    optimizer = torch.optim.Adam(term.parameters(), lr=0.01)
-    own = torch.ones(32, 3, dtype=torch.bool)
-    for _ in range(100):
-        text = normalize(torch.randn(32, 3, 16), dim=-1)
-        patches = 0.3 * torch.randn(32, 8, 16)
-        patches[:, :3] += 4 * text @ turn
-        loss = term(Embeddings(text[:, 0], text, own, {"sub": slice(3)}, text.sum(), dist.Gather(), patches))
+    optimizer = torch.optim.Adam(term.parameters(), lr=0.02)
+    mask = torch.ones(16, 2, dtype=torch.bool)
+    for _ in range(60):
+        text = normalize(torch.randn(16, 2, 16), dim=-1)
+        patches = 0.3 * torch.randn(16, 6, 16)
+        patches[:, :2] += 4 * text @ turn
+        loss = term(Embeddings(text[:, 0], text, mask, {"sub": slice(2)}, text.sum(), dist.Gather(), patches))
         optimizer.zero_grad()
         loss.value.backward()
         optimizer.step()
-    assert loss.measures["conditioned"] < 5
+    assert loss.measures["conditioned"] < 4
 
 
 def test_heads_that_do_not_divide_the_width_are_refused():
