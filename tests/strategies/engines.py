@@ -23,6 +23,7 @@ from torch import distributed
 from longclip import dist, strategies
 from longclip.captions import First, Groups, Sentences, Whole
 from longclip.checkpoints import Checkpoints
+from longclip.curriculum import Curriculum
 from longclip.data.module import DataModule
 from longclip.data.plans.plan import Plan
 from longclip.objectives import Contrastive, Grouping
@@ -92,6 +93,11 @@ RECIPES = {
 }
 
 
+CURRICULA = {
+    "siglip": Curriculum(PLANNED, image_size=[(0, 12), (0.1, None)], context_length=[(0, 40), (0.2, None)])
+}
+
+
 def parts(job):
     """A module and its data; longclip's first 20 position rows are frozen."""
     torch.manual_seed(0)
@@ -105,6 +111,7 @@ def parts(job):
     data = DataModule(
         root=job.scenes, train="train", judge=["heldout"], plan=Plan(PLANNED, BATCH), groups=groups,
         tokenizer=tower.tokenizer, preprocess=tower.preprocess_cfg, workers=0,
+        curriculum=CURRICULA.get(job.recipe),
     )  # fmt: skip
     return module, data
 
