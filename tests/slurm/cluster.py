@@ -52,11 +52,12 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 GresTypes=gpu
 JobRequeue=1
+KillWait=10
 MessageTimeout=60
 PropagateResourceLimits=NONE
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-PartitionName=main Nodes=ALL Default=YES PriorityTier=1 GraceTime=15 State=UP
+PartitionName=main Nodes=ALL Default=YES PriorityTier=1 GraceTime=10 State=UP
 PartitionName=urgent Nodes=ALL PriorityTier=2 State=UP
 """
 NODE = "NodeName={name} NodeAddr={name} NodeHostname={host} Port={port} CPUs=16 Gres=gpu:{gpus}\n"
