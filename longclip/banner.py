@@ -48,7 +48,7 @@ class Banner(Callback):
         table.add_row(
             "batch",
             f"{plan.batch_size:,} global = {trainer.world_size} process(es) x "
-            f"{plan.batch_size // trainer.world_size:,}, composed: {plan.batches}",
+            f"{plan.batch_size // trainer.world_size:,}{_chunks(module, trainer)}, composed: {plan.batches}",
         )
         table.add_row("captions", ", ".join(f"{g} x {s.stop - s.start}" for g, s in module.slots.items()))
         table.add_row("terms", ", ".join(f"{n} (weight {t.weight:g})" for n, t in module.terms.items()))
@@ -88,6 +88,14 @@ def _data_line(data: Any, total: int) -> str:
 
 def _size(plan: Plan) -> str:
     return f"{plan.batch_size:,}" if plan.tokens is None else f"up to {plan.batch_size:,}"
+
+
+def _chunks(module: Any, trainer: Any) -> str:
+    """How a process encodes its images, where it does not do so at once."""
+    local, size = trainer.datamodule.plan.batch_size // trainer.world_size, module.micro_batch
+    if size is None or size >= local:
+        return ""
+    return f" images in {-(-local // size)} chunks of {size}"
 
 
 def _text_line(module: Any, data: Any, probe: int = 256) -> str:

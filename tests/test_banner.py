@@ -1,8 +1,11 @@
 """What a run says before its first step."""
 
+from types import SimpleNamespace
+
+import pytest
 from rich.console import Console
 
-from longclip.banner import source_table
+from longclip.banner import _chunks, source_table
 from longclip.data.module import SourceReport
 
 
@@ -18,3 +21,13 @@ def test_sources_are_shown_with_what_is_kept_shown_and_joined() -> None:
     assert ["sources", "samples", "kept", "weight", "an", "epoch", "passes", "in", "scores"] in rows
     assert ["cc12m", "12,000,000", "3,600,000", "1", "3,600,000", "2.50", "98.7", "%"] in rows
     assert ["docci", "9,647", "9,647", "4", "38,588", "10.00", "-"] in rows
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [(None, ""), (256, ""), (32, " images in 8 chunks of 32"), (100, " images in 3 chunks of 100")],
+)
+def test_chunks_are_told_where_there_are_several(size, words) -> None:
+    plan = SimpleNamespace(batch_size=512)
+    trainer = SimpleNamespace(world_size=2, datamodule=SimpleNamespace(plan=plan))
+    assert _chunks(SimpleNamespace(micro_batch=size), trainer) == words

@@ -55,15 +55,16 @@ class Costs:
         self._pretence = Pretence(module, lengths_BK, job.precision)
         self._towers: dict[bool, tuple[Line, Line]] = {}
         self.tokens = float(lengths_BK.sum(1).mean())  # of one image
-        self.parameters, self.gradients = self._pretence.parameters()
+        self.parameters, self.gradients, self._largest = self._pretence.parameters()
         self.loss, self.embeddings = self._pretence.loss(job.local, job.world)
 
     def memory(self, micro_batch: int | None, checkpointing: bool) -> dict[str, float]:
         """Bytes by part. In chunks only one tower has activations at a time: the larger is counted."""
         at_a_time = min(micro_batch or self.job.local, self.job.local)
         image, text = (part.at(at_a_time) for part in self._lines(checkpointing))
+        adding = 0
         if at_a_time < self.job.local:
-            nothing = image * 0
+            nothing, adding = image * 0, self._largest  # a chunk's gradient, before it is added to the sum
             image, text = (image, nothing) if image.saved > text.saved else (nothing, text)
         working = max(image.peak - image.saved, text.peak - text.saved, self.loss.peak - self.loss.saved)
         return {
@@ -72,7 +73,7 @@ class Costs:
             "optimiser states": MOMENTS * self.gradients,
             "activations, image tower": image.saved,
             "activations, text tower": text.saved,
-            "working memory": max(working, 0),
+            "working memory": max(working, 0) + adding,
             "pixels": at_a_time * self._pretence.pixels,
             "embeddings": self.embeddings,
             "loss": self.loss.saved,

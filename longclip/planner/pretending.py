@@ -48,10 +48,10 @@ class Pretence:
         """Bytes of one image."""
         return 3 * self.size**2
 
-    def parameters(self) -> tuple[int, int]:
-        """Bytes of all parameters, and of those that train."""
-        sizes = [(_bytes(p), p.requires_grad) for p in self.module.parameters()]
-        return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
+    def parameters(self) -> tuple[int, int, int]:
+        """Bytes of all parameters, of those that train, and of the largest of these."""
+        trained = [_bytes(p) for p in self.module.parameters() if p.requires_grad]
+        return sum(_bytes(p) for p in self.module.parameters()), sum(trained), max(trained)
 
     def towers(self, checkpointing: bool) -> tuple[Line, Line]:
         """Image tower and text tower by images; the gradients of parameters are not in the peaks."""

@@ -1,6 +1,6 @@
 """A batch in chunks of images: what is encoded at a time, so that memory need not grow with the batch.
 
-In: a `Batch`. Out: smaller `Batch`es that are views of it, and a way to encode them that keeps nothing for
+In: a `Batch`. Out: `Chunk`s that are views of it, and a way to encode them that keeps nothing for
 the backward pass but its inputs. The embeddings of all chunks side by side give the loss of the whole batch,
 and its one backward pass makes each chunk again in turn: the memory and the cost of GradCache (Gao et al.
 2021, arXiv 2101.06983) with autograd's own gradients, so nothing else of a training loop need know.
@@ -9,35 +9,34 @@ and its one backward pass makes each chunk again in turn: the memory and the cos
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ..types import Batch, UserError
 
 
-def chunks(batch: Batch, size: int | None) -> Iterator[Batch]:
+class Chunk(NamedTuple):
+    """What the towers read of some images of a batch."""
+
+    pixels_BCHW: Tensor  # uint8
+    tokens_T: Tensor  # int32
+    lengths_BK: NDArray[np.int32]
+
+
+def chunks(batch: Batch, size: int | None) -> Iterator[Chunk]:
     """`size` images at a time with their captions, in order; the last chunk may be smaller. None: all."""
-    images = len(batch.keys)
-    if size is None or size >= images:
-        yield batch
-        return
-    ends = batch.lengths_BK.sum(1).cumsum(0).tolist()
-    for first in range(0, images, size):
-        rows = slice(first, min(first + size, images))
-        lengths_BK = batch.lengths_BK[rows]
-        yield batch._replace(
-            keys=batch.keys[rows],
-            pixels_BCHW=batch.pixels_BCHW[rows],
-            tokens_T=batch.tokens_T[ends[first - 1] if first else 0 : ends[rows.stop - 1]],
-            lengths_BK=lengths_BK,
-            dropped_BK=batch.dropped_BK[rows],
-            longest=int(lengths_BK.max()),
-            columns={name: column[rows] for name, column in batch.columns.items()},
-        )
+    images, lengths_BK = len(batch.keys), batch.lengths_BK.numpy()
+    ends = [0, *lengths_BK.sum(1).cumsum().tolist()]
+    for first in range(0, images, size or images):
+        last = min(first + (size or images), images)
+        tokens_T = batch.tokens_T[ends[first] : ends[last]]
+        yield Chunk(batch.pixels_BCHW[first:last], tokens_T, lengths_BK[first:last])
 
 
 def in_backward_again(encode: Callable[..., Any], *args: Any) -> Any:

@@ -19,7 +19,7 @@ from ..dist import Gather
 from ..tokens import pack
 from ..types import Batch, Embeddings, Text, UserError
 from .attention import Layout
-from .chunks import chunks, in_backward_again
+from .chunks import Chunk, chunks, in_backward_again
 from .image import check_patches, encode_patches, take_any_side
 from .pooled import pool_alone
 from .positions import text_module
@@ -143,19 +143,21 @@ class DualTower(nn.Module):
         """
         return self.embed(list(chunks(batch, micro_batch)), slots, needs)
 
-    def embed(self, parts: Sequence[Batch], slots: dict[str, slice], needs: frozenset[str]) -> Embeddings:
+    def embed(self, parts: Sequence[Chunk], slots: dict[str, slice], needs: frozenset[str]) -> Embeddings:
         """The same of a batch that is cut already."""
         run = in_backward_again if len(parts) > 1 else _at_once
         scale = self.backbone.logit_scale
         # Images and texts in turns of their own: the activations of one tower at a time.
         images = [run(self.embed_images, part.pixels_BCHW, "patches" in needs, scale) for part in parts]
-        texts = [run(self.embed_texts, part.tokens_T, part.lengths_BK.numpy()) for part in parts]
+        texts = [run(self.embed_texts, part.tokens_T, part.lengths_BK) for part in parts]
         image_BE = _side_by_side([image for image, _ in images])
         patches = [patches_BPE for _, patches_BPE in images if patches_BPE is not None]
         return Embeddings(
             image_BE=image_BE,
             text_BKE=_side_by_side(texts),
-            mask_BK=(_side_by_side([part.lengths_BK for part in parts]) > 0).to(scale.device),
+            mask_BK=torch.from_numpy(np.concatenate([part.lengths_BK for part in parts]) > 0).to(
+                scale.device
+            ),
             slots=slots,
             scale=scale.float().exp().squeeze(),  # [1] in some open_clip models
             gather=Gather(),
