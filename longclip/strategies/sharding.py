@@ -3,8 +3,8 @@
 In: a tower and its terms. Out: the same modules, in place; under FSDP2 every parameter is a DTensor.
 
 A unit's parameters are gathered when its forward is called, so a unit is something whose forward is
-called: each block of the image tower (freed after its forward, gathered again for its backward), each
-term that has parameters, and the DualTower for all the rest. The packed text tower is functions
+called: each block of the image tower but the last (freed after its forward, gathered again for its backward),
+each term that has parameters, and the DualTower for all the rest. The packed text tower is functions
 over open_clip's parameters, no forward of its blocks runs; it belongs to that rest and stays gathered from
 the step's forward to its backward. That costs 4 bytes a text parameter (ViT-L/14: 0.5 GB) while gradients,
 moments and the stored weights are split like everything else.
@@ -41,9 +41,12 @@ def outside_blocks(tower: Any, terms: Iterable[nn.Module]) -> list[nn.Parameter]
 
 
 def image_blocks(visual: nn.Module) -> list[nn.Module]:
-    """The longest row of modules in an image tower: the blocks of a transformer, of open_clip's or timm's."""
+    """The longest row of modules in an image tower: the blocks of a transformer, of open_clip's or timm's.
+
+    Less the last one, of which `towers.pooled` calls the parts and not the forward.
+    """
     rows = [list(m) for m in visual.modules() if isinstance(m, (nn.ModuleList, nn.Sequential))]
-    return max(rows, key=len, default=[])
+    return max(rows, key=len, default=[])[:-1]
 
 
 def _widen_scalars(unit: nn.Module) -> None:
