@@ -9,7 +9,7 @@ from longclip.objectives import Contrastive
 from longclip.types import Embeddings
 
 from .device import Device
-from .measures import Row, at_most
+from .measures import Job, Row, at_most
 
 WIDTH, CAPTIONS = 512, 8
 
@@ -37,9 +37,18 @@ def rows(device: Device) -> list[Row]:
     gradients = image_BE.nbytes + text_BKE.nbytes
     image_BE.grad = text_BKE.grad = None
     above = device.peak(job) - gradients
-    took = device.seconds({"loss": job})["loss"]
     what = f"InfoNCE of {images:,} images with {CAPTIONS} captions, forward and backward, "
+    memory = at_most("GPU.loss.memory", what + "GiB above features and gradients", above / 2**30, 3)
     return [
-        at_most("GPU.loss.memory", what + "GiB above features and gradients", above / 2**30, 3),
-        at_most("GPU.loss.ms", what + "ms", 1e3 * took, 90),
+        memory,
+        Row("GPU.loss.ms.float32", what + "ms", _ms(device, job, "highest")),
+        at_most("GPU.loss.ms", what + "ms, products in TF32", _ms(device, job, "high"), 90),
     ]
+
+
+def _ms(device: Device, job: Job, precision: str) -> float:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    took = device.seconds({"loss": job})["loss"]
+    torch.set_float32_matmul_precision(before)
+    return 1e3 * took
