@@ -62,10 +62,11 @@ def test_captions_in_other_slots_are_no_negatives(embed):
     torch.testing.assert_close(once, thrice)
 
 
-def test_absent_captions_change_nothing_and_get_no_gradient(embed):
+@pytest.mark.parametrize("margin", [0.0, 0.5])
+def test_absent_captions_change_nothing_and_get_no_gradient(embed, margin):
     image, text, mask = inputs(embed)
     poison = torch.where(mask[..., None], text, 1e3).detach().requires_grad_()
-    clean, poisoned = (info_nce(image, t, mask, torch.tensor(7.0), 0.1)[0] for t in (text, poison))
+    clean, poisoned = (info_nce(image, t, mask, torch.tensor(7.0), 0.1, margin)[0] for t in (text, poison))
     torch.testing.assert_close(clean, poisoned)
     (grad,) = torch.autograd.grad(poisoned, poison)
     assert grad[~mask].abs().max() == 0
@@ -95,6 +96,8 @@ def test_accuracy_counts_ties_as_wrong(embed):
     full = torch.ones(6, 2, dtype=torch.bool)
     right = info_nce(image, image[:, None].expand(-1, 2, -1), full, torch.tensor(9.0))
     assert right[1] == 1
+    rounded = torch.tensor([[1.0, 0], [1 - 1.2e-7, 0]])  # the first image's own caption is a rounding ahead
+    assert info_nce(rounded[[0, 0]], rounded[:, None], full[:2, :1], torch.tensor(100.0))[1] == 0
     # Collapsed features, some of a length and count for which a product's rounding depends on the place.
     random = torch.Generator().manual_seed(0)
     for images, width in ((6, 6), (37, 500), (600, 67)):
