@@ -21,11 +21,10 @@ import torch
 from torch import Tensor
 
 CPU_TILE = (512, 1024)
-"""Rows and columns of a tile. Two of 2 MiB in float32 stay in the cache, and are large enough for
-matrix products at full speed (python -m benchmarks --only losses)."""
+"""Rows and columns of a tile; two of 2 MiB in float32. From 256 x 1024 to 1024 x 2048 nothing was faster."""
 
 CUDA_TILE = (4096, 8192)
-"""A GPU wants few, large kernels; 128 MiB in float32."""
+"""A GPU wants few, large kernels; 128 MiB in float32. Chosen on paper."""
 
 
 class Pairs(NamedTuple):
