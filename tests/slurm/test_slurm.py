@@ -1,18 +1,78 @@
 """The batch scripts on a real SLURM of two nodes: what befalls a job, and that the run does not feel it."""
 
+import os
+import re
+import sys
+from pathlib import Path
+
+import cluster as slurm
 import pytest
 import torch
 
 from longclip import runs
+from longclip.data import scenes
 from longclip.stored import Stored
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
-
-from conftest import NO_GPUS, SMALL  # noqa: E402
-
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = [
+    "data.prepare.train=96",
+    "data.prepare.heldout=24",
+    "data.prepare.groups=2",
+    "batch_size=16",
+    "samples=256",
+    "optim.warmup=32",
+    "checkpoints.every_steps=3",
+    "trainer.log_every_n_steps=1",
+    "trainer.precision=32-true",
+    "export=null",
+    "benchmark=none",
+]
+NO_GPUS = ["--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1"]
 TWO_NODES = ["--nodes=2", *NO_GPUS]
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 HELD = (2, 5, 7, 10)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    if slurm.missing():
+        pytest.skip(f"no SLURM on this machine: {slurm.missing()}")
+    with slurm.Cluster(tmp_path_factory.mktemp("slurm")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory, scenes_of_slurm):
+    """The folder that all nodes share: runs and logs."""
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="module")
+def scenes_of_slurm(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "scenes"
+    scenes.make(root, train=96, heldout=24, groups=2, size=72, processes=1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def sbatch(cluster, shared, scenes_of_slurm):
+    """`sbatch(script, override, ..., options=[...])` -> the job's number."""
+    env = {
+        "LONGCLIP_PYTHON": sys.executable,
+        "LONGCLIP_RUNS": str(shared),
+        "GLOO_SOCKET_IFNAME": "lo",
+        "WANDB_MODE": "offline",
+        "LONGCLIP_TARGETS": "tests,engines",
+        "PYTHONPATH": os.pathsep.join(str(ROOT / place) for place in (".", "tests", "tests/strategies")),
+    }
+
+    def submit(script, *arguments, options=NO_GPUS, **more):
+        log = f"--output={shared}/%x-%j.log"
+        command = ["sbatch", "--parsable", f"--chdir={ROOT}", log, *options, f"{ROOT}/slurm/{script}"]
+        return cluster.call(*command, *arguments, **env, **more)
+
+    return submit
 
 
 def finish(cluster, job, state="COMPLETED"):
@@ -91,9 +151,7 @@ def test_the_weights_equal_those_of_a_run_that_nobody_stopped(calm, hard_life):
 def test_every_start_goes_on_from_the_newest_checkpoint(hard_life, shared):
     _, job = hard_life
     log = (shared / "logs" / f"longclip-{job}-0.log").read_text()
-    resumed = [
-        line.split(" at step ")[1].split(",")[0] for line in log.splitlines() if "data position" in line
-    ]
+    resumed = re.findall(r"\.ckpt at step (\d+)", log)
     # A signal saves after the step that it falls into; the lost node takes what came after step 9 with it.
     assert resumed == ["4", "7", "9", "9"]
 
