@@ -20,7 +20,7 @@ from pathlib import Path
 
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch")
 GPUS = 8
-SECONDS = 90
+SECONDS = 300
 """The longest that anything here is waited for; each wait ends as soon as its condition holds."""
 
 CONF = """\

@@ -76,7 +76,7 @@ def sbatch(cluster, shared, scenes_of_slurm):
 
 
 def finish(cluster, job, state="COMPLETED"):
-    cluster.wait(lambda: cluster.state(job) in ENDS, f"job {job} to end", 200)
+    cluster.wait(lambda: cluster.state(job) in ENDS, f"job {job} to end")
     assert cluster.state(job) == state
 
 
@@ -114,7 +114,7 @@ def hard_life(cluster, sbatch, shared, scenes_of_slurm):
 
     def held(index):
         reached = run / f"held-{HELD[index]}"
-        cluster.wait(lambda: reached.exists() or cluster.state(job) in ENDS, f"step {HELD[index]}", 200)
+        cluster.wait(lambda: reached.exists() or cluster.state(job) in ENDS, f"step {HELD[index]}")
         assert reached.exists(), cluster.state(job)
 
     held(0)
@@ -184,7 +184,7 @@ def test_zero_2_goes_on_after_a_signal_and_ends_with_the_weights_of_ddp(
         "+trainer.strategy.process_group_backend=gloo",
     ]
     job = sbatch(*train(scenes_of_slurm, "zero", *strategy, *hold(run, 5)), options=TWO_NODES)
-    cluster.wait((run / "held-5").exists, "step 5", 200)
+    cluster.wait((run / "held-5").exists, "step 5")
     cluster.call("scancel", "--signal=USR1", job)
     again(cluster, job, 1)
     finish(cluster, job)
@@ -206,7 +206,7 @@ def test_gpus_that_torch_does_not_see_end_the_job_before_training(cluster, sbatc
 def test_scancel_saves_and_does_not_start_again(cluster, sbatch, shared, scenes_of_slurm):
     run = shared / "cancelled"
     job = sbatch(*train(scenes_of_slurm, "cancelled", *hold(run, 4)), options=["--nodes=1", *NO_GPUS])
-    cluster.wait((run / "held-4").exists, "step 4", 200)
+    cluster.wait((run / "held-4").exists, "step 4")
     cluster.call("scancel", job)
     finish(cluster, job, "CANCELLED")
     assert runs.newest_checkpoint(run).name == runs.checkpoint_name(6)
