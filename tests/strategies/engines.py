@@ -37,7 +37,7 @@ from longclip.towers.positions import freeze_head, text_module
 from longclip.towers.pretrained import build
 from longclip.training import LongClip
 
-BATCH, PLANNED = 16, 10 * 16
+BATCH, PLANNED = 16, 20 * 16
 NAME = "ViT-longclip-engines"
 
 

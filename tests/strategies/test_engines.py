@@ -88,3 +88,30 @@ def test_two_processes_are_one(engine, alone, scenes, tmp_path):
 @pytest.mark.parametrize("engine", ["zero1", "zero3", "zero3_offload"])
 def test_two_processes_are_one_under_the_other_stages(engine, alone, scenes, tmp_path):
     every_way(engine, 2, alone, tmp_path, scenes)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("engine", ["fsdp2", "zero2", "zero3"])
+def test_in_bfloat16_two_processes_are_one_but_for_rounding(engine, scenes, tmp_path):
+    job = Job("siglip", 4, str(tmp_path / "one"), str(scenes), precision="bf16-mixed")
+    wanted = fit("one", job)
+    found = fit_on(engine, 2, tmp_path, {"two": job._replace(run=str(tmp_path / "two"))})["two"]
+    weights = {name for name in wanted if name.startswith("ended/weights/")}
+    assert {found[name].dtype for name in weights} == {torch.float32}
+    torch.testing.assert_close(found["losses"], wanted["losses"], atol=0, rtol=2e-3)
+    # Of the way that the weights went: rounding decides where a gradient is next to nothing (key biases).
+    apart = sum((found[name] - wanted[name]).norm() ** 2 for name in weights) ** 0.5
+    way = sum((wanted[name] - wanted[name.replace("ended", "begun")]).norm() ** 2 for name in weights) ** 0.5
+    assert apart < 0.1 * way
+
+
+@pytest.mark.long
+def test_twenty_steps_on_four_processes_end_with_the_weights_of_one(scenes, tmp_path):
+    recipes = ("dreamlip", "longclip", "siglip")
+    jobs = {r: Job(r, 20, str(tmp_path / r), str(scenes)) for r in recipes}
+    found = fit_on("ddp", 4, tmp_path, jobs)
+    for recipe, job in jobs.items():
+        wanted = fit("one", job._replace(run=str(tmp_path / f"one-{recipe}")))
+        for name, value in wanted.items():
+            if name.startswith("ended/weights/"):
+                torch.testing.assert_close(found[recipe][name], value, atol=1e-4, rtol=0, msg=name)

@@ -31,7 +31,7 @@ def both(mode, run, scenes):
         for r in range(2)
     ]
     try:
-        said = started[0].communicate(timeout=150)[1]
+        said = started[0].communicate(timeout=240)[1]
         if mode == "hang":
             started[1].kill()
         said = said, started[1].communicate(timeout=TIMEOUT + 30)[1]
