@@ -13,7 +13,7 @@ from longclip.captions import Groups, Sentences, Whole
 from longclip.checkpoints import Checkpoints
 from longclip.data.module import DataModule
 from longclip.data.plans.plan import Plan
-from longclip.objectives import Contrastive, Grouping, Loss
+from longclip.objectives import Contrastive, Grouping, Loss, TextConditioned
 from longclip.optim import AdamW
 from longclip.towers.clip import DualTower
 from longclip.towers.pretrained import build
@@ -93,6 +93,21 @@ def test_resumed_equals_uninterrupted_bit_by_bit(scenes, tiny, tmp_path, precisi
     assert cut.losses + rest.losses == whole.losses
     for name, value in module.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_a_run_in_chunks_is_the_same_run_and_may_go_on_in_others(scenes, tiny, tmp_path):
+    whole = Watch()
+    trainer, module, data = parts(scenes, tiny, samples=64, extra=[whole])
+    trainer.fit(module, data)
+    cut, rest = Watch(stop_after=2), Watch()
+    trainer, half, data = parts(scenes, tiny, samples=64, extra=[saver(tmp_path, 2), cut])
+    half.micro_batch = 5
+    trainer.fit(half, data)
+    trainer, resumed, data = parts(scenes, tiny, samples=64, extra=[going_on(tmp_path), rest])
+    resumed.micro_batch = 8
+    trainer.fit(resumed, data)
+    assert cut.keys + rest.keys == whole.keys
+    assert cut.losses + rest.losses == pytest.approx(whole.losses, rel=1e-4)
 
 
 @pytest.mark.parametrize("plan", [{"batches": "balanced"}, {"batches": "similar", "tokens": 1300}])
@@ -198,8 +213,19 @@ def test_a_term_that_names_no_group_is_refused(scenes, tiny):
 def test_accumulation_is_refused_because_it_does_not_enlarge_the_batch(scenes, tiny):
     trainer, module, data = parts(scenes, tiny)
     trainer.accumulate_grad_batches = 2
-    with pytest.raises(UserError, match="does not enlarge the contrastive batch"):
+    with pytest.raises(UserError, match=r"does not enlarge the contrastive batch.*micro_batch=32"):
         trainer.fit(module, data)
+
+
+def test_a_terms_head_fits_the_model_and_is_trained_beside_it(scenes, tiny):
+    terms = {"sub": TextConditioned("sub", heads=4)}
+    trainer, module, data = parts(scenes, tiny, terms, precision="bf16-mixed", samples=32)
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    trainer.fit(module, data)
+    changed = {name for name, p in module.named_parameters() if not torch.equal(p, before[name])}
+    assert {name for name in before if name.startswith("terms.sub.")} <= changed
+    assert "terms.sub.head.attention.in_proj_weight" in changed
+    assert not any("head" in name for name in module.tower.backbone.state_dict())
 
 
 def test_what_is_logged(scenes, tiny, tmp_path):
