@@ -60,11 +60,9 @@ def without_weights(model: DictConfig) -> DictConfig:
     bare = OmegaConf.create(OmegaConf.to_container(model, resolve=True))
     architecture, tag = bare.backbone.architecture, bare.backbone.weights
     if architecture and tag:
-        configs.named(architecture)
-        known = open_clip.get_pretrained_cfg(architecture, tag) or {}
         own = configs.named(architecture).get("quick_gelu", False)
+        known = open_clip.get_pretrained_cfg(architecture, tag) or {}
         bare.backbone.weights, bare.backbone.quick_gelu = None, bool(known.get("quick_gelu", False) or own)
-        bare.backbone.freeze_positions = bool(bare.backbone.freeze_positions)
     return bare
 
 
