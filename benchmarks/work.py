@@ -24,14 +24,19 @@ def config(architecture: str) -> dict[str, Any]:
 
 
 def image_forward(model: dict[str, Any], size: int | None = None) -> int:
-    """One image through a ViT; `size` in pixels where it is not the configuration's."""
+    """One image through a ViT; `size` in pixels where it is not the configuration's.
+
+    Where the class token is pooled, the last block is for it alone.
+    """
     vision = model["vision_cfg"]
     width, layers, patch = vision["width"], vision["layers"], vision["patch_size"]
     patches = ((size or vision["image_size"]) // patch) ** 2
     tokens = patches + 1
     embed = 2 * 3 * patch**2 * width * patches
-    blocks = layers * (24 * width**2 * tokens + 4 * width * tokens**2)
-    return embed + blocks + 2 * width * model["embed_dim"]
+    block = 24 * width**2 * tokens + 4 * width * tokens**2
+    alone = vision.get("pool_type", "tok") == "tok"
+    last = 4 * width**2 * tokens + 20 * width**2 + 4 * width * tokens if alone else block
+    return embed + (layers - 1) * block + last + 2 * width * model["embed_dim"]
 
 
 def text_forward(model: dict[str, Any], lengths_BK: np.ndarray) -> int:

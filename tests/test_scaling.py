@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from open_clip.model import CLIP
 from processes import Results, spawn
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -24,6 +25,7 @@ from benchmarks.traffic import (
 )
 from longclip.objectives import Contrastive
 from longclip.towers.clip import DualTower
+from longclip.towers.pooled import pool_alone
 from longclip.towers.pretrained import build
 from longclip.types import Batch, Embeddings
 
@@ -132,6 +134,14 @@ def test_counted_flops_are_those_of_the_towers():
     spared = text["layers"] * 4 * width * pairs + 20 * width**2 * (LONG - 1)
     spared += 4 * width * (LONG * (LONG + 1) // 2 - LONG)
     assert padded == ours + 3 * spared
+
+
+def test_counted_flops_of_an_image_tower_are_those_that_its_class_token_needs():
+    config = work.config("ViT-scenes")
+    config["vision_cfg"].pop("pool_type")
+    visual = CLIP(**config).visual
+    pool_alone(visual)
+    assert flops(lambda: visual(torch.zeros(2, 3, 72, 72))) == 2 * work.image_forward(config)
 
 
 def test_counted_flops_are_those_of_the_loss():
