@@ -13,7 +13,7 @@ from test_run import ROOT, command, run, weights
 
 from longclip import runs
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 TWO = ["trainer.accelerator=cpu", "trainer.devices.otherwise=2"]
 
 
@@ -26,6 +26,14 @@ def child_of(pid):
     raise AssertionError(f"{pid} has started no second process")
 
 
+def wait_for_a_checkpoint(folder, process):
+    deadline = time.monotonic() + 250
+    while runs.newest_checkpoint(folder) is None:
+        assert time.monotonic() < deadline, "no checkpoint to kill after"
+        assert process.poll() is None, "it ended before it was killed"
+        time.sleep(0.05)
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the second process in /proc")
 def test_a_run_whose_process_is_killed_ends_and_goes_on_under_another_strategy(tmp_path):
     run(command(tmp_path, "export=null", name="one"))
@@ -33,13 +41,12 @@ def test_a_run_whose_process_is_killed_ends_and_goes_on_under_another_strategy(t
     process = subprocess.Popen(
         arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 200
-    while runs.newest_checkpoint(tmp_path / "two") is None:
-        assert time.monotonic() < deadline, "no checkpoint to kill after"
-        assert process.poll() is None, "it ended before it was killed"
-        time.sleep(0.05)
-    os.kill(child_of(process.pid), signal.SIGKILL)
-    said = process.communicate(timeout=100)[1]
+    try:
+        wait_for_a_checkpoint(tmp_path / "two", process)
+        os.kill(child_of(process.pid), signal.SIGKILL)
+        said = process.communicate(timeout=100)[1]
+    finally:
+        process.kill()
     assert process.returncode != 0
     assert process.returncode == -signal.SIGKILL or "does not hear from the others" in said
     done = run(command(tmp_path, "trainer=fsdp2", *TWO, "resume=auto", name="two"))
