@@ -81,9 +81,12 @@ def finish(cluster, job, state="COMPLETED"):
 
 
 def again(cluster, job, restarts):
-    """Wait until the job is queued once more, and skip the pause that SLURM would make."""
+    """Wait until the job is queued once more, and cut short the pause that SLURM would make.
+
+    Within the same second it would start with the credential that has just been revoked, and fail.
+    """
     cluster.wait(lambda: cluster.state(job) == "PENDING" and cluster.restarts(job) == restarts, "the requeue")
-    cluster.call("scontrol", "update", f"JobId={job}", "StartTime=now", "TimeLimit=60")
+    cluster.call("scontrol", "update", f"JobId={job}", "StartTime=now+2", "TimeLimit=60")
 
 
 def train(scenes, name, *more):
