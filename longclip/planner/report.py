@@ -79,7 +79,7 @@ def _flops(value: float) -> str:
     >>> [_flops(v) for v in (2.5e12, 1e18)]
     ['2.50 T', '1.00 E']
     """
-    for prefix, factor in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9)):
+    for prefix, factor in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
         if value >= factor:
             return f"{value / factor:,.2f} {prefix}"
     return f"{value:,.0f} "
