@@ -57,8 +57,8 @@ def _by_rank_variables(env: Mapping[str, str]) -> Place:
     local_rank, local_world = int(env.get("LOCAL_RANK", 0)), int(env.get("LOCAL_WORLD_SIZE", 1))
     if not (rank < world and local_rank < local_world and world % local_world == 0):
         raise UserError(
-            f"RANK={rank} of WORLD_SIZE={world} and LOCAL_RANK={local_rank} of LOCAL_WORLD_SIZE={local_world} do "
-            "not fit together; LOCAL_WORLD_SIZE is the number of processes on this machine (1 if not set)"
+            f"RANK={rank} of WORLD_SIZE={world}, LOCAL_RANK={local_rank} of LOCAL_WORLD_SIZE={local_world} "
+            "do not fit together; LOCAL_WORLD_SIZE is the number of processes on this machine (1 if not set)"
         )
     return Place(rank, world, local_rank, local_world, "rank variables")
 
