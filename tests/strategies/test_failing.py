@@ -64,5 +64,5 @@ def test_a_process_that_is_killed_or_hangs_ends_the_other_with_a_sentence(mode, 
 
 @pytest.mark.long
 def test_shapes_that_differ_between_processes_end_both(scenes, tmp_path):
-    (code, _), (own_code, _) = both("shape", tmp_path, scenes)
-    assert (code, own_code) == (1, 1)
+    codes = {code for code, _ in both("shape", tmp_path, scenes)}
+    assert not codes & {0, -9}, "gloo aborts one of them; neither goes on, neither had to be killed"
