@@ -7,20 +7,16 @@ FLOPs and bytes carry no noise; time does, so jobs take turns and the fastest tu
 from __future__ import annotations
 
 import json
-import math
 import time
-import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+
+from longclip.planner.counting import IN_PLACE, Watch, added_product, saving
 
 Job = Callable[[], object]
 
@@ -63,8 +59,7 @@ def flops(job: Job) -> int:
     Twice the multiply-adds, forward and backward as the job does them. A causal attention counts as a
     full one, since that is what torch's formula says.
     """
-    in_place = dict.fromkeys((torch.ops.aten.addmm_, torch.ops.aten.baddbmm_), _added_product)
-    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+    with FlopCounterMode(display=False, custom_mapping=dict.fromkeys(IN_PLACE, added_product)) as counter:
         job()
     return counter.get_total_flops()
 
@@ -74,16 +69,7 @@ def saved_bytes(job: Job) -> int:
 
     Parameters and views of them are not counted: they are there anyway.
     """
-    # Kept alive, so that no second storage can have the address of a first.
-    saved: dict[int, torch.UntypedStorage] = {}
-
-    def keep(x: Tensor) -> Tensor:
-        if not isinstance(x if x._base is None else x._base, nn.Parameter):
-            storage = x.untyped_storage()
-            saved.setdefault(storage._cdata, storage)
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+    with saving() as saved:
         job()
     return sum(storage.nbytes() for storage in saved.values())
 
@@ -94,9 +80,9 @@ def peak_bytes(job: Job) -> int:
     Counts what operators return (gradients included), not what one holds inside itself while it runs.
     For tensors of the CPU, and of the meta device: sizes that no machine holds.
     """
-    with _Live() as live:
+    with Watch() as watch:
         job()
-    return live.peak
+    return watch.peak
 
 
 def seconds(jobs: Mapping[str, Job], rounds: int) -> dict[str, float]:
@@ -178,43 +164,8 @@ def load(path: Path) -> list[Row]:
     return [Row(**row) for row in json.loads(path.read_text())]
 
 
-def _added_product(into: Sequence[int], a: Sequence[int], b: Sequence[int], **_: object) -> int:
-    """Of into += a @ b, from shapes; torch's counter knows it only out of place."""
-    return 2 * math.prod(a) * b[-1]
-
-
 def _compared(row: Row, least: float | None) -> Row:
     if least is None:
         return row
     assert row.ratio is not None
     return row._replace(goal=f"ratio >= {least:.3g}", met=row.ratio >= least)
-
-
-class _Live(TorchDispatchMode):
-    """Adds up the storages that operators return, and takes each off when nothing holds it any more."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._alive: dict[int, int] = {}  # storage -> bytes
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        # What comes in may be older than the job, and then its views and what works in place are, too.
-        given = {storage._cdata for storage in _storages((args, kwargs))}
-        for storage in _storages(result):
-            if storage._cdata not in given and storage._cdata not in self._alive:
-                self._alive[storage._cdata] = storage.nbytes()
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self._free, storage._cdata)
-        self.peak = max(self.peak, self.now)
-        return result
-
-    def _free(self, storage: int) -> None:
-        self.now -= self._alive.pop(storage)
-
-
-def _storages(tree: object) -> Iterable[torch.UntypedStorage]:
-    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

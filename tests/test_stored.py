@@ -1,4 +1,4 @@
-"""A checkpoint folder: what is whole is read back exactly, what is torn is recognised, none is left half done."""
+"""A checkpoint folder: the whole is read back exactly, the torn recognised, none left half done."""
 
 import logging
 

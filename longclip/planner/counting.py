@@ -7,8 +7,10 @@ machine at hand could hold are counted by running the real code.
 
 from __future__ import annotations
 
+import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -55,15 +57,8 @@ def line(count_of: Callable[[int], Counts], images: int) -> Line:
 
 def count(forward: Forward) -> Counts:
     """Run forward, then backward from all results that have a gradient."""
-    saved: dict[int, torch.UntypedStorage] = {}  # kept alive: no other storage may get the address of one
-
-    def keep(x: Tensor) -> Tensor:
-        if not isinstance(x if x._base is None else x._base, nn.Parameter):
-            saved.setdefault(x.untyped_storage()._cdata, x.untyped_storage())
-        return x
-
-    with _Watch() as watch:
-        with saved_tensors_hooks(keep, lambda x: x):
+    with Watch() as watch:
+        with saving() as saved:
             results = [result for result in forward() if result.requires_grad]
         once, kept = watch.flops, sum(storage.nbytes() for storage in saved.values())
         saved.clear()
@@ -72,8 +67,37 @@ def count(forward: Forward) -> Counts:
     return Counts(once, watch.flops, kept, watch.peak)
 
 
-class _Watch(TorchDispatchMode):
+@contextmanager
+def saving() -> Iterator[dict[int, torch.UntypedStorage]]:
+    """What forward passes in here keep for their backward passes, each storage once.
+
+    Parameters and views of them are left out: they are there anyway.
+    """
+    saved: dict[int, torch.UntypedStorage] = {}  # kept alive: no other storage may get the address of one
+
+    def keep(x: Tensor) -> Tensor:
+        if not isinstance(x if x._base is None else x._base, nn.Parameter):
+            saved.setdefault(x.untyped_storage()._cdata, x.untyped_storage())
+        return x
+
+    with saved_tensors_hooks(keep, lambda x: x):
+        yield saved
+
+
+def added_product(into: Sequence[int], a: Sequence[int], b: Sequence[int], **_: object) -> int:
+    """FLOPs of into += a @ b, from shapes; torch has a formula for it out of place only."""
+    return 2 * math.prod(a) * b[-1]
+
+
+IN_PLACE = (torch.ops.aten.addmm_, torch.ops.aten.baddbmm_)
+"""What `added_product` holds for."""
+
+
+class Watch(TorchDispatchMode):
     """Adds up FLOPs, and the storages that operators make until nothing holds them any more.
+
+    `peak` is the most bytes at one time in what operators returned, gradients included, not what one holds
+    inside itself while it runs. On CPU, meta and fake tensors.
 
     One mode with torch's own formulas instead of its FlopCounterMode beside another: on fake tensors the
     modes are what takes the time.
@@ -88,8 +112,12 @@ class _Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            self.flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result)
+        kind = func._overloadpacket
+        if kind in flop_registry:
+            self.flops += flop_registry[kind](*args, **(kwargs or {}), out_val=result)
+        elif kind in IN_PLACE:
+            self.flops += added_product(*(x.shape for x in args[:3]))
+        # What comes in may be older than this, and then its views and what works in place are, too.
         older = {storage._cdata for storage in _storages((args, kwargs))}
         for storage in _storages(result):
             if storage._cdata not in older and storage._cdata not in self._bytes:
