@@ -5,14 +5,9 @@ import os
 
 import pytest
 import torch
+from tiny import TINY
 
 os.environ.setdefault("WANDB_MODE", "offline")
-
-TINY = {
-    "embed_dim": 32,
-    "vision_cfg": {"image_size": 24, "layers": 2, "width": 32, "head_width": 16, "patch_size": 12},
-    "text_cfg": {"context_length": 248, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-}
 
 
 @pytest.fixture(autouse=True)

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import lightning
 import open_clip
 import torch
-from conftest import TINY
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.strategies import DDPStrategy
 from processes import spawn
+from tiny import TINY
 from torch import distributed
 
 from longclip import dist, strategies

@@ -9,9 +9,9 @@ import hydra
 import open_clip
 import pytest
 import torch
-from conftest import TINY
 from omegaconf import OmegaConf
 from processes import spawn
+from tiny import TINY
 from torch import distributed
 
 from conf.launch import CONF, instantiate
