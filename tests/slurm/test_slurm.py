@@ -183,7 +183,7 @@ def test_zero_2_goes_on_after_a_signal_and_ends_with_the_weights_of_ddp(
     strategy = [
         "trainer=deepspeed_zero2",
         "trainer.accelerator=cpu",
-        "trainer.strategy._target_=tests.slurm.zero.ZeroOnProcessors",
+        "trainer.strategy._target_=engines.ZeroOnProcessors",
         "+trainer.strategy.process_group_backend=gloo",
     ]
     job = sbatch(*train(scenes_of_slurm, "zero", *strategy, *hold(run, 5)), options=TWO_NODES)

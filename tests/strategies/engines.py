@@ -64,6 +64,9 @@ class ZeroOnProcessors(Zero):
         return torch.device("cpu", 0)  # DeepSpeed needs an index
 
     def setup_distributed(self):
+        import deepspeed.ops
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else it is compiled for a minute
         reset_seed()
         self.set_world_ranks()
         self._init_deepspeed_distributed()
@@ -72,9 +75,6 @@ class ZeroOnProcessors(Zero):
 def strategy(engine):
     """ "one", "ddp", "fsdp2", "zero1", "zero2", "zero3", "zero3_offload"."""
     if engine.startswith("zero"):
-        import deepspeed.ops
-
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else it is compiled for a minute
         options = {"timeout_minutes": 1, "process_group_backend": "gloo"}
         return ZeroOnProcessors(int(engine[4]), "offload" in engine, **options)
     return {"one": lambda _: "auto", "ddp": strategies.ddp, "fsdp2": strategies.fsdp2}[engine](1)
@@ -173,10 +173,15 @@ def fit_on(engine, world, folder, jobs):
     }
 
 
-def _child(engine, jobs):
+def in_group():
+    """Tell Lightning of the group that `processes` has started."""
     rank, world = str(distributed.get_rank()), str(distributed.get_world_size())
     os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=world, LOCAL_WORLD_SIZE=world)
     os.environ.update(GROUP_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="1", TORCHELASTIC_RUN_ID="test")
+
+
+def _child(engine, jobs):
+    in_group()
     results = {}
     for name, job in jobs.items():
         results |= {f"{name}:{key}": value for key, value in fit(engine, job).items()}
