@@ -62,6 +62,7 @@ def train(config: DictConfig) -> dict[str, float]:
         logger=[instantiate(logger) for logger in config.logger.values()],
         callbacks=[
             Stop(checkpoints),
+            instantiate(config.watchdog),
             Banner(config.name, checkpoint),
             callbacks.progress(),
             callbacks.Stages(curriculum),
@@ -69,6 +70,7 @@ def train(config: DictConfig) -> dict[str, float]:
             checkpoints,
             Together(run),
             callbacks.Skips(),
+            instantiate(config.observe),
             callbacks.Telemetry(),
         ],
     )

@@ -15,6 +15,7 @@ from rich.table import Table
 from .callbacks import token_counts
 from .data.module import SourceReport
 from .data.plans.plan import Plan
+from .strategies.gradients import part
 from .types import UserError
 
 
@@ -128,9 +129,5 @@ def parameter_table(module: Any) -> Table:
 
 
 def _part(name: str) -> str:
-    if name.startswith("terms."):
-        return f"term {name.split('.')[1]} (not exported)"
-    rest = name.removeprefix("tower.backbone.")
-    if rest.startswith("visual."):
-        return "image tower"
-    return "temperature" if rest in ("logit_scale", "logit_bias") else "text tower"
+    labels = {"image": "image tower", "text": "text tower", "scale": "temperature"}
+    return labels.get(part(name)) or f"term {name.split('.')[1]} (not exported)"

@@ -88,6 +88,14 @@ def total(counts: Sequence[int]) -> list[int]:
     return summed
 
 
+def everyone(word: str) -> list[str]:
+    """What every process says, in rank order; a slow collective, for once in a run."""
+    words = [word] * world()
+    if world() > 1:
+        torch.distributed.all_gather_object(words, word)
+    return words
+
+
 class Gather:
     """`gather` with a memory: two terms that ask for the same tensor share one collective.
 

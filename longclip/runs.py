@@ -4,6 +4,7 @@
     checkpoints/           step-000001200.ckpt/, the newest few; each complete on its own (see `stored`)
     metrics.json           the last judgement, flat name -> number
     judgements.jsonl       every judgement with the samples seen, appended
+    stacks-rank3.txt       where process 3 was when nothing happened any more (see `watchdog`)
     csv/ ...               loggers
     export/                the open_clip folder
 

@@ -7,6 +7,7 @@ quick, and no thread of the test run is copied.
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, multiprocessing
@@ -16,15 +17,24 @@ Results = dict[str, Tensor]
 
 def spawn(function: Callable[[], Results], world: int, folder: Path) -> list[Results]:
     """What `function` (at module level, so that a child can import it) returns on each process."""
-    # torch.utils.checkpoint and the collectives import torch._dynamo at first use, which takes seconds.
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["longclip.objectives", "torch._dynamo"])
-    multiprocessing.start_processes(
-        _child, (function, world, str(folder)), nprocs=world, start_method="forkserver"
-    )
+    _start(function, world, folder, join=True)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
 
-def _child(rank: int, function: Callable[[], Results], world: int, folder: str) -> None:
+def start(function: Callable[[], object], world: int, folder: Path) -> list[Any]:
+    """The processes, not waited for: `function` is expected to end them in its own way."""
+    return _start(function, world, folder, join=False).processes
+
+
+def _start(function: Callable[[], object], world: int, folder: Path, join: bool) -> Any:
+    # torch.utils.checkpoint and the collectives import torch._dynamo at first use, which takes seconds.
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["longclip.objectives", "torch._dynamo"])
+    return multiprocessing.start_processes(
+        _child, (function, world, str(folder)), nprocs=world, join=join, start_method="forkserver"
+    )
+
+
+def _child(rank: int, function: Callable[[], object], world: int, folder: str) -> None:
     if Path("/sys/class/net/lo").exists():  # else gloo looks the host's name up, which may hang
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)

@@ -59,6 +59,21 @@ class Zero(DeepSpeedStrategy):
                     share.data.clamp_(0, LN_100)
         return done
 
+    def gradient(self, parameter: Any) -> torch.Tensor | None:
+        """This process's share of a gradient, before the update; None where others hold all of it.
+
+        DeepSpeed's `safe_get_full_grad` would be a collective for every parameter.
+        """
+        if not parameter.requires_grad:
+            return None
+        if self.zero_stage_3:
+            from deepspeed.utils import safe_get_local_grad
+
+            share: torch.Tensor = safe_get_local_grad(parameter)
+            return share
+        mapping = parameter._hp_mapping
+        return mapping.get_lp_grad_fragment(parameter._index_in_param_group) if mapping else None
+
     def _masters(self, parameter: Any) -> list[torch.Tensor]:
         """This process's share of a parameter's float32 copy; [] where others hold all of it."""
         if self.zero_stage_3:
