@@ -25,7 +25,7 @@ from lightning.pytorch.callbacks import Callback
 from . import dist, runs
 from .stored import Stored, owners, why_not_whole, write_share
 from .strategies.states import WEIGHTS, State, split, state_of
-from .types import UserError
+from .types import Elsewhere, UserError
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class Checkpoints(Callback):
             ) from error
         if error is not None:
             raise error
-        raise UserError("another process could not write its share of the checkpoint; its message says why")
+        raise Elsewhere("another process could not write its share of the checkpoint; its message says why")
 
 
 def _prune(run: Path, keep: int) -> None:

@@ -7,11 +7,13 @@ A process that was killed leaves none, and the others say that.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,11 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from . import dist
-from .types import UserError
+from .types import Elsewhere, UserError
 
+log = logging.getLogger(__name__)
+
+PATIENCE = 5.0  # seconds for the note of a process that is known to have failed
 LOST = re.compile(r"connection (closed|reset|refused)|broken pipe|timed? ?out", re.IGNORECASE)
 
 
@@ -44,7 +49,7 @@ class Together(Callback):
     def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
         if self.note is None or dist.world() == 1 or isinstance(exception, (SystemExit, KeyboardInterrupt)):
             return
-        first = leave(self.note, str(exception), lost(exception))
+        first = who_was_first(self.note, exception)
         launcher = trainer.strategy.launcher
         if isinstance(launcher, _SubprocessScriptLauncher):  # torchrun and srun do it themselves
             launcher.kill(signal.SIGKILL)
@@ -58,20 +63,38 @@ def lost(exception: BaseException) -> bool:
     return backend or (isinstance(exception, RuntimeError) and bool(LOST.search(str(exception))))
 
 
-def leave(note: Path, message: str, lost: bool) -> str | None:
-    """Write the note, unless another process was first; what there is to say then, None for the first."""
-    if not lost:
-        try:
-            note.parent.mkdir(parents=True, exist_ok=True)
-            with open(note, "x") as file:
-                file.write(f"process {dist.rank()} on {socket.gethostname()} (pid {os.getpid()}): {message}")
-            return None
-        except FileExistsError:
-            pass
+def who_was_first(note: Path, exception: BaseException) -> str | None:
+    """Leave the note, unless another process was first: what to say then, None for the exception's words."""
+    if isinstance(exception, Elsewhere):
+        deadline = time.monotonic() + PATIENCE
+        while not note.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+    elif not lost(exception) and _leave(note, str(exception)):
+        return None
     if note.exists():
         return f"process {dist.rank()} stops because another failed first: {note.read_text()}"
+    if isinstance(exception, Elsewhere):
+        return None
+    details = str(exception).splitlines()
     return (
         f"process {dist.rank()} does not hear from the others any more, and none of them left a message: one "
         "was killed (out of memory?), hangs, or its machine is gone. What is saved is intact, and "
-        f"resume=auto goes on from there. ({message.splitlines()[0] if message else 'no details'})"
+        f"resume=auto goes on from there. ({details[0] if details else 'no details'})"
     )
+
+
+def _leave(note: Path, message: str) -> bool:
+    """Write the note, whole or not at all; False where there is one already."""
+    partial = note.with_name(f".{note.name}.{dist.rank()}")
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(f"process {dist.rank()} on {socket.gethostname()} (pid {os.getpid()}): {message}")
+        os.link(partial, note)
+    except FileExistsError:
+        return False
+    except OSError as error:  # a full disk may be the very reason
+        log.warning("no note of the failure could be left in %s (%s)", note.parent, error.strerror)
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+    return True

@@ -20,7 +20,7 @@ from .optim import AdamW, clamp_temperatures
 from .strategies import sharding
 from .towers.chunks import check_chunkable
 from .towers.clip import DualTower
-from .types import Batch, UserError
+from .types import Batch, Elsewhere, UserError
 
 
 class LongClip(lightning.LightningModule):
@@ -75,6 +75,10 @@ class LongClip(lightning.LightningModule):
             total = torch.stack([self.weights[name] * loss.value for name, loss in losses.items()]).sum()
         bad = ~torch.isfinite(total) | (batch.fault is not None)
         failed, self.asked = dist.highest((bad, self.asked), self.device)  # all go on, or none does
+        if failed and not bad:
+            raise Elsewhere(
+                f"another process stopped the run at step {self.global_step}; its message says why"
+            )
         if failed:
             raise UserError(batch.fault or self._not_finite(total, losses, batch))
         if (self.global_step + 1) % self.log_every == 0:
@@ -152,8 +156,6 @@ class LongClip(lightning.LightningModule):
         )
 
     def _not_finite(self, total: Tensor, losses: dict[str, Loss], batch: Batch) -> str:
-        if total.isfinite():
-            return f"another process stopped the run at step {self.global_step}; its message says why"
         bad = [f"{name} = {loss.value.item()}" for name, loss in losses.items() if not loss.value.isfinite()]
         return (
             f"the loss is not finite at step {self.global_step} ({', '.join(bad) or 'total'}); "

@@ -17,6 +17,10 @@ class UserError(ValueError):
     """Something a user can mend. Its text is all they see: what is wrong, where, what to do next."""
 
 
+class Elsewhere(UserError):  # noqa: N818 - it is where to look
+    """This process stops because another one does, and that one says why."""
+
+
 class Sentence(NamedTuple):
     """A span of its caption's text, with the token ids that open_clip's tokenizer gives it."""
 

@@ -8,9 +8,12 @@ ends a run in the same way.
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.process import BaseProcess
 
 from .. import dist
 from ..types import Batch, UserError
@@ -36,7 +39,9 @@ def watched(
     Raises:
         UserError: on a single process, what is wrong.
     """
+    before = set(multiprocessing.active_children())
     arriving = _quietly(start)
+    atexit.register(_end, set(multiprocessing.active_children()) - before)
     for size in sizes:
         try:
             batch = next(arriving)
@@ -65,6 +70,15 @@ def _quietly(start: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
         return start()
     finally:
         signal.signal(signal.SIGCHLD, handler)
+
+
+def _end(workers: Iterable[BaseProcess]) -> None:
+    """Let the program leave while an exception still holds its loader.
+
+    At exit multiprocessing sends SIGTERM to those left, which workers ignore (`loading`), and waits for ever.
+    """
+    for worker in workers:
+        worker.kill()
 
 
 def _killed(error: Exception) -> str:

@@ -4,6 +4,8 @@ import os
 import pickle
 import signal
 import struct
+import subprocess
+import sys
 import zlib
 from collections import Counter
 from functools import partial
@@ -215,6 +217,27 @@ def test_a_killed_worker_ends_the_run_with_a_sentence(folder):
     ) as caught:
         list(arriving)
     assert "\n" not in str(caught.value)
+
+
+LEAVING = """
+import sys, types, torch
+from longclip.data.loading import _spare
+from longclip.data.watching import watched
+
+class Endless(torch.utils.data.Dataset):
+    def __len__(self): return 1000
+    def __getitem__(self, index): return types.SimpleNamespace(fault=None)
+
+loader = torch.utils.data.DataLoader(Endless(), batch_size=None, num_workers=1, worker_init_fn=_spare)
+batches = watched(lambda: iter(loader), [1] * 1000, None, 1, None)
+next(batches)
+sys.exit(2)
+"""
+
+
+def test_a_program_leaves_although_its_workers_hear_no_signal():
+    done = subprocess.run([sys.executable, "-c", LEAVING], timeout=100, check=False)
+    assert done.returncode == 2
 
 
 class Trained(lightning.LightningModule):
