@@ -25,7 +25,9 @@ from . import dist
 from .stopping import AGAIN
 from .types import UserError
 
-TICKS = 20
+TICKS, GRACE = 20, 2
+"""The silence is counted in ticks; some more until the end, for the others to write theirs: one that leaves
+breaks what they wait for."""
 PATIENCE = 5.0
 """Seconds for the file: the disk may be what hangs."""
 
@@ -44,7 +46,7 @@ class Watchdog(Callback):
         if minutes < 0:
             raise UserError(f"watchdog.minutes is {minutes}; give minutes without a step, 0 for no watchdog")
         self.run, self.seconds, self.end = Path(run), minutes * 60, end
-        self.signs, self.last = 0, ""
+        self.signs, self.quiet, self.last = 0, 0, ""
         self.done = threading.Event()
 
     def on_fit_start(self, trainer: lightning.Trainer, module: Any) -> None:
@@ -61,27 +63,28 @@ class Watchdog(Callback):
         self._sign("a step ended")
 
     def on_fit_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        self._stop()
+        self.done.set()
 
     def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
-        self._stop()
+        if self.quiet >= TICKS:  # the others were first to leave: that is all the exception says
+            self._leave()
+        self.done.set()
 
     def _sign(self, what: str) -> None:
         self.signs, self.last = self.signs + 1, what
 
-    def _stop(self) -> None:
-        self.done.set()
-        faulthandler.cancel_dump_traceback_later()
-
     def _watch(self, trainer: lightning.Trainer) -> None:
         """Counts its own ticks and not the clock: a process that was stopped (Ctrl-Z) does not hang."""
-        seen = quiet = 0
+        seen = 0
         while not self.done.wait(self.seconds / TICKS):
             # Where a thread keeps the interpreter to itself this one cannot run; faulthandler's can.
             faulthandler.dump_traceback_later(2 * self.seconds, file=2)
-            seen, quiet = self.signs, quiet + 1 if self.signs == seen else 0
-            if quiet == TICKS:
+            seen, self.quiet = self.signs, self.quiet + 1 if self.signs == seen else 0
+            if self.quiet == TICKS:
                 self._tell(trainer.global_step)
+            if self.quiet == TICKS + GRACE:
+                self._leave()
+        faulthandler.cancel_dump_traceback_later()
 
     def _tell(self, step: int) -> None:
         what = (
@@ -95,6 +98,8 @@ class Watchdog(Callback):
         writer = threading.Thread(target=_append, args=(path, text), daemon=True)
         writer.start()
         writer.join(PATIENCE)
+
+    def _leave(self) -> None:
         if self.end:
             os._exit(AGAIN)  # no clean-up: it would hang, too
 

@@ -1,57 +1,103 @@
-"""Silence is told once, with all stacks; a long judgement is no silence. Hangs: tests/strategies."""
+"""Silence is told once, with all stacks; a judgement is no silence. A real hang: tests/strategies."""
 
-import time
+import threading
+from types import SimpleNamespace
 
 import lightning
 import pytest
 from test_training import parts
 
+from longclip.stopping import AGAIN
 from longclip.types import UserError
-from longclip.watchdog import Watchdog
+from longclip.watchdog import GRACE, TICKS, Watchdog
 
-DEADLINE = 0.4  # seconds
-
-
-class Busy(lightning.Callback):
-    """After the second step: something that takes twice the deadline."""
-
-    def __init__(self, encodes):
-        self.encodes = encodes
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if trainer.global_step == 2:
-            for _ in range(8):
-                time.sleep(DEADLINE / 4)
-                if self.encodes:
-                    module.tower(batch, module.slots)
+TOLD = "nothing has happened for 0:10:00 since a step ended, 7 steps done"
 
 
-def watched(scenes, tiny, run, busy, minutes=DEADLINE / 60):
-    dog = Watchdog(run, minutes, end=False)
-    trainer, module, data = parts(scenes, tiny, samples=64, extra=[dog, busy])
-    trainer.fit(module, data)
-    assert module.samples_seen == 64, "the run goes on"
-    return list(run.glob("stacks-rank*.txt"))
+class Script:
+    """Stands for the event that a watchdog waits on: each tick does what the script says next."""
+
+    def __init__(self, *actions):
+        self.actions = list(actions)
+
+    def wait(self, seconds):
+        if not self.actions:
+            return True
+        self.actions.pop(0)()
+        return False
 
 
-def test_silence_is_told_once_with_all_stacks(scenes, tiny, tmp_path, capfd):
-    (path,) = watched(scenes, tiny, tmp_path, Busy(encodes=False))
-    text = path.read_text()
-    assert text.count("nothing has happened") == 1
+@pytest.fixture
+def watch(tmp_path, monkeypatch):
+    """Lets a watchdog of ten minutes see these ticks; returns it, its exit codes, and what it wrote."""
+
+    def run(*ticks, end=False):
+        codes = []
+        monkeypatch.setattr("os._exit", codes.append)
+        dog = Watchdog(tmp_path, minutes=10, end=end)
+        dog.done = Script(*((lambda: dog._sign("a step ended")) if tick == "sign" else int for tick in ticks))
+        dog._watch(SimpleNamespace(global_step=7))
+        return dog, codes, "".join(path.read_text() for path in tmp_path.glob("stacks-rank0.txt"))
+
+    return run
+
+
+def test_silence_is_told_once_with_all_stacks(watch, capsys):
+    _, codes, text = watch("sign", *["quiet"] * 3 * TICKS)
+    assert text.count(TOLD) == 1
     assert "process 0 on" in text
-    assert "since a step ended, 2 steps done; it is left alone" in text
-    assert "time.sleep(DEADLINE / 4)" in text.split("thread MainThread")[1]
-    assert text in capfd.readouterr().err
+    assert "it is left alone" in text
+    assert "test_silence_is_told_once_with_all_stacks" in text.split("thread MainThread")[1]
+    assert text in capsys.readouterr().err
+    assert codes == []
 
 
-def test_a_judgement_longer_than_the_deadline_is_no_silence(scenes, tiny, tmp_path):
-    assert watched(scenes, tiny, tmp_path, Busy(encodes=True)) == []
+def test_a_sign_of_life_begins_the_count_anew(watch):
+    almost = ["sign", *["quiet"] * (TICKS - 1)]
+    assert watch(*almost, *almost, *almost)[1:] == ([], "")
+    assert watch(*almost, "quiet", *almost, "quiet")[2].count(TOLD) == 2
 
 
-def test_no_minutes_no_watchdog(scenes, tiny, tmp_path):
-    assert watched(scenes, tiny, tmp_path, Busy(encodes=False), minutes=0) == []
+def test_the_end_comes_after_a_grace_in_which_life_may_come_back(watch):
+    silent = ["sign", *["quiet"] * TICKS]
+    assert watch(*silent, "sign", *silent, end=True)[1] == []
+    assert watch(*silent, *["quiet"] * GRACE, end=True)[1] == [AGAIN]
 
 
-def test_negative_minutes_are_refused():
+def test_an_exception_after_the_stacks_is_the_others_leaving(watch):
+    for ticks, code in ((["quiet"] * TICKS, [AGAIN]), (["quiet"] * (TICKS - 1), [])):
+        dog, codes, _ = watch("sign", *ticks, end=True)
+        dog.done = threading.Event()
+        dog.on_exception(None, None, RuntimeError("Connection closed by peer"))
+        assert codes == code
+
+
+class Encodes(lightning.Callback):
+    """A judgement, as far as a watchdog can tell."""
+
+    def __init__(self, dog):
+        self.dog, self.signs = dog, []
+
+    def on_train_start(self, trainer, module):
+        batch = next(iter(trainer.train_dataloader))
+        for _ in range(3):
+            module.tower(batch, module.slots)
+            self.signs.append(self.dog.signs)
+
+
+def test_every_batch_of_a_judgement_is_a_sign_of_life(scenes, tiny, tmp_path):
+    dog = Watchdog(tmp_path, minutes=10, end=True)
+    judge = Encodes(dog)
+    trainer, module, data = parts(scenes, tiny, samples=32, extra=[dog, judge])
+    trainer.fit(module, data)
+    assert judge.signs == [2, 3, 4]
+    assert dog.signs == 4 + 2 * 3, "a batch arrived, it was encoded, the step ended"
+    assert dog.done.is_set()
+
+
+def test_no_minutes_no_watchdog_and_negative_ones_are_refused(tmp_path):
+    dog = Watchdog(tmp_path, 0, end=True)
+    dog.on_fit_start(None, None)
+    assert "watchdog" not in {thread.name for thread in threading.enumerate()}
     with pytest.raises(UserError, match=r"watchdog.minutes is -1; give minutes"):
-        Watchdog("run", -1, end=True)
+        Watchdog(tmp_path, -1, end=True)

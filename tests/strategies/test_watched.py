@@ -17,106 +17,138 @@ from longclip.observing import Observe
 from longclip.stopping import AGAIN
 from longclip.watchdog import Watchdog
 
-STEPS = 4
+STEPS = 4  # log_every_n_steps is 2
 
 
 class Kept(Observe):
-    """Keeps what is logged, and counts the collectives."""
+    """Keeps what is logged."""
 
     def __init__(self):
-        super().__init__(slow=2, patience=1)
-        self.logged, self.tables = [], []
-
-    def _everyone(self, device):
-        self.tables.append(super()._everyone(device))
-        return self.tables[-1]
+        super().__init__(slow=1.5, patience=1)
+        self.logged = []
 
     def _values(self, found):
         self.logged.append(super()._values(found))
         return self.logged[-1]
 
-
-def norms(engine, job):
-    """grad_norm/* of every logging step, as one tensor each."""
-    kept = Kept()
-    fit(engine, job, [kept])
-    assert len(kept.logged) == job.steps // 2, "log_every_n_steps is 2"
-    names = [name for name in kept.logged[0] if name.startswith("grad_norm/")]
-    return {f"{engine}:{name}": torch.tensor([values[name] for values in kept.logged]) for name in names}
+    def norms(self, engine):
+        """grad_norm/* of every logging step, as one tensor each."""
+        names = [name for name in self.logged[0] if name.startswith("grad_norm/")]
+        return {f"{engine}:{n}": torch.tensor([values[n] for values in self.logged]) for n in names}
 
 
-def norms_of(engines, job):
-    in_group()
-    found = {}
-    for engine in engines:
-        found |= norms(engine, job)
-    return found
+class Clock:
+    """Stands for the module `time`; only goes on where process 1 is delayed: no test depends on load."""
 
+    now = 0.0
 
-@pytest.mark.parametrize(
-    "engines", [["ddp"], pytest.param(["fsdp2", "zero1", "zero2", "zero3"], marks=pytest.mark.long)], ids=str
-)
-def test_gradient_norms_are_those_of_one_process(engines, scenes, tmp_path):
-    job = Job("dreamlip", STEPS, str(tmp_path), str(scenes), micro_batch=3)
-    alone = norms("one", job)
-    assert {"one:grad_norm/image", "one:grad_norm/text", "one:grad_norm/scale"} <= alone.keys()
-    for found in spawn(partial(norms_of, engines, job), 2, tmp_path):
-        wanted = {name.replace("one", engine): v for engine in engines for name, v in alone.items()}
-        assert found.keys() == wanted.keys()
-        for name, value in wanted.items():
-            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=name)
+    def perf_counter(self):
+        return self.now
+
+    def delay(self, *_):
+        self.now += float(distributed.get_rank())
 
 
 class Delay(lightning.Callback):
-    """Process 1 is slow: where it waits for data, or while it encodes."""
+    """Process 1 is slow by a second: where it waits for data, or while it encodes."""
 
-    def __init__(self, where):
-        self.where = where
+    def __init__(self, where, clock):
+        self.where, self.clock = where, clock
 
     def on_train_start(self, trainer, module):
-        if self.where == "computing" and trainer.global_rank == 1:
-            module.tower.register_forward_pre_hook(lambda *_: time.sleep(0.1))
+        if self.where == "computing":
+            module.tower.register_forward_pre_hook(self.clock.delay)
 
-    def on_train_batch_start(self, trainer, *_):
-        if self.where == "waiting for data" and trainer.global_rank == 1:
-            time.sleep(0.1)
+    def on_train_batch_start(self, *_):
+        if self.where == "waiting for data":
+            self.clock.delay()
 
 
 REASONS = ["waiting for data", "computing"]
 
 
-def named(job):
-    """Per reason: rank/slowest of every logging step, and the lines that were logged."""
+def observed(engines, job):
+    """The norms under every engine."""
     in_group()
-    found, lines = {}, []
+    found = {}
+    for engine in engines:
+        kept = Kept()
+        fit(engine, job, [kept])
+        found |= kept.norms(engine)
+    return found
+
+
+def delayed(job):
+    """The norms; per reason rank/slowest of every logging step; the lines that were logged."""
+    in_group()
+    found, lines, clock = {}, [], Clock()
+    observing.time = clock
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: lines.append(record.getMessage())
     observing.log.addHandler(handler)
     for where in REASONS:
-        kept, delay = Kept(), Delay(where)
+        kept, delay = Kept(), Delay(where, clock)
         fit(
             "ddp", job, [kept, delay] if where == "computing" else [delay, kept]
         )  # who hooks first runs first
+        found |= kept.norms("ddp")
         found[where] = torch.tensor([values["rank/slowest"] for values in kept.logged])
     return found | {"said": torch.tensor(list("\n".join(lines).encode()), dtype=torch.uint8)}
 
 
-def test_a_slow_process_is_named_once_with_the_reason(scenes, tmp_path):
-    first, second = spawn(partial(named, Job("siglip", STEPS, str(tmp_path), str(scenes))), 2, tmp_path)
+def same_norms(found, engines, job):
+    kept = Kept()
+    fit("one", job._replace(micro_batch=None), [kept])
+    alone = kept.norms("")
+    assert {":grad_norm/image", ":grad_norm/text"} < alone.keys()
+    for engine in engines:
+        for name, value in alone.items():
+            torch.testing.assert_close(found[engine + name], value, rtol=1e-4, atol=1e-6, msg=engine + name)
+
+
+@pytest.fixture(scope="module")
+def two(scenes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    job = Job("siglip", STEPS, str(folder), str(scenes))
+    return job, spawn(partial(delayed, job), 2, folder)
+
+
+def test_gradient_norms_are_those_of_one_process(two):
+    job, (first, _) = two
+    same_norms(first, ["ddp"], job)
+
+
+@pytest.mark.long
+def test_gradient_norms_are_those_of_one_process_where_gradients_are_split(scenes, tmp_path):
+    job = Job("dreamlip", 2, str(tmp_path), str(scenes), micro_batch=3)
+    engines = ["fsdp2", "zero1", "zero2", "zero3"]
+    same_norms(spawn(partial(observed, engines, job), 2, tmp_path)[0], engines, job)
+
+
+def test_a_slow_process_is_named_once_with_the_reason(two):
+    _, (first, second) = two
     said = bytes(first["said"].tolist()).decode().splitlines()
     assert len(said) == len(REASONS), said
     for where, line in zip(REASONS, said, strict=True):
         assert first[where].tolist() == [1, 1]
-        assert line.startswith(
-            f"process 1 on {os.uname().nodename} holds the others up by {where}: it takes 0."
+        assert line == (
+            f"process 1 on {os.uname().nodename} holds the others up by {where}: it takes 1.000 s before it "
+            "meets them, they take 0.000 s (for 1 logging intervals now)"
         )
     assert len(second["said"]) == 0, "one process says it"
 
 
 class Hang(lightning.Callback):
+    """Process 1 hangs after the second step; a start may take longer than the deadline of a second."""
+
+    def __init__(self, dog):
+        self.dog = dog
+
     def on_train_batch_end(self, trainer, *_):
-        if trainer.global_rank == 1 and trainer.global_step == 2:
-            the_disk_does_not_answer()
+        if trainer.global_step == 2:
+            self.dog.seconds = 1
+            if trainer.global_rank == 1:
+                the_disk_does_not_answer()
 
 
 def the_disk_does_not_answer():
@@ -127,7 +159,8 @@ def the_disk_does_not_answer():
 def hanging(job):
     in_group()
     os.dup2(os.open(f"{job.run}/said-{distributed.get_rank()}.txt", os.O_CREAT | os.O_WRONLY), 2)
-    fit("ddp", job, [Watchdog(job.run, 1 / 60, end=True), Hang()])
+    dog = Watchdog(job.run, 20 / 60, end=True)
+    fit("ddp", job, [dog, Hang(dog)])
 
 
 def test_where_one_process_hangs_both_say_where_they_are_and_end(scenes, tmp_path):
