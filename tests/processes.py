@@ -28,7 +28,7 @@ def start(function: Callable[[], object], world: int, folder: Path) -> list[Any]
 
 def _start(function: Callable[[], object], world: int, folder: Path, join: bool) -> Any:
     # torch.utils.checkpoint and the collectives import torch._dynamo at first use, which takes seconds.
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["longclip.objectives", "torch._dynamo"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["longclip.training", "torch._dynamo"])
     return multiprocessing.start_processes(
         _child, (function, world, str(folder)), nprocs=world, join=join, start_method="forkserver"
     )
