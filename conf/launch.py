@@ -8,6 +8,7 @@ Exit codes: 0 done, 1 the program failed (with traceback), 2 the user can mend i
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
 import sys
@@ -31,6 +32,7 @@ CONF = Path(__file__).resolve().parent
 LIGHTNING = ("callbacks", "loggers", "plugins", "profilers", "strategies", "trainer")
 HOMES = ("longclip", "torch.optim", *(f"lightning.pytorch.{part}" for part in LIGHTNING))
 """What a config's `_target_`s may come from; LONGCLIP_TARGETS=mylab,other adds to them."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
 PROGRAMS = {"train": "train.py", "eval": "-m eval.run"}
 
 
@@ -109,14 +111,24 @@ def _check_target(target: str) -> None:
 
 def explain(error: BaseException, config_name: str) -> str | None:
     """The sentence for a mistake the user can mend; None for a fault of the program."""
-    cause: BaseException | None = error
-    while cause is not None:
+    causes = list(_causes(error))
+    for cause in causes:
         if _is_user_error(cause):
             return str(cause)
-        cause = cause.__cause__ or cause.__context__
+    if any(isinstance(cause, OSError) and cause.errno in FULL for cause in causes):
+        return (
+            f"no space left for what the run writes ({error}): free some where runs= lies, or point it "
+            "elsewhere, then go on with resume=auto; checkpoints that are whole are intact"
+        )
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return _config_sentence(str(error), config_name)
     return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _is_user_error(error: BaseException) -> bool:

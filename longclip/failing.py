@@ -78,8 +78,8 @@ def who_was_first(note: Path, exception: BaseException) -> str | None:
     details = str(exception).splitlines()
     return (
         f"process {dist.rank()} does not hear from the others any more, and none of them left a message: one "
-        "was killed (out of memory?), hangs, or its machine is gone. What is saved is intact, and "
-        f"resume=auto goes on from there. ({details[0] if details else 'no details'})"
+        "was killed (out of memory?), hangs, found the disk full, or its machine is gone. What is saved is "
+        f"intact, and resume=auto goes on from there. ({details[0] if details else 'no details'})"
     )
 
 

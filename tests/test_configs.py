@@ -1,5 +1,6 @@
 """Every file in conf/ composes and instantiates, every recipe trains a step, every mistake is a sentence."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -139,3 +140,10 @@ def test_user_errors_are_found_through_hydras_wrapping():
     wrapped.__cause__ = UserError("this is what you see")
     assert launch.explain(wrapped, "train") == "this is what you see"
     assert launch.explain(RuntimeError("a fault of ours"), "train") is None
+
+
+def test_a_full_disk_is_a_sentence_whoever_ran_into_it():
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert "then go on with resume=auto" in launch.explain(full, "train")
+    full.__context__ = UserError("no space left for the checkpoint of step 20")
+    assert launch.explain(full, "train") == "no space left for the checkpoint of step 20"
