@@ -85,11 +85,10 @@ class Observe(Callback):
             hook.remove()
 
     def _encoding(self, tower: torch.nn.Module, *_: Any) -> None:
-        if tower.training:  # a judgement encodes, too
-            self.compute.start()
+        self.compute.start()
 
     def _encoded(self, tower: torch.nn.Module, *_: Any) -> None:
-        if tower.training:
+        if tower.training:  # a judgement encodes, too
             self.compute.stop()
 
     def _ready(self) -> None:

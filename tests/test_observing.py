@@ -57,6 +57,27 @@ def test_what_is_logged_and_that_a_locked_tower_has_no_norm(scenes, tiny):
     assert 0 < values["memory/host_gib"] <= values["memory/peak_gib"] < 64
 
 
+class Judges(lightning.Callback):
+    """Encodes after the first step, as a judgement does."""
+
+    def __init__(self, observe):
+        self.observe = observe
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step == 1:
+            module.tower.eval()(batch, module.slots)
+            module.tower.train()
+            self.spans = len(self.observe.compute.spans)
+
+
+def test_what_a_judgement_encodes_is_not_counted(scenes, tiny):
+    observe = Observe(slow=1.5, patience=3)
+    judges = Judges(observe)
+    trainer, module, data = parts(scenes, tiny, samples=32, extra=[judges, observe])
+    trainer.fit(module, data)
+    assert judges.spans == 1
+
+
 def table(data, compute, step=1.0):
     none = [0.0] * len(data)
     return Table([step] * len(data), data, compute, none, none, {})
