@@ -4,9 +4,10 @@ import errno
 import os
 
 import pytest
+from torch.distributed import DistStoreError
 
 from longclip import failing
-from longclip.failing import who_was_first
+from longclip.failing import Together, who_was_first
 from longclip.types import Elsewhere, UserError
 
 LOST = RuntimeError("Connection closed by peer")
@@ -35,3 +36,8 @@ def test_a_disk_that_takes_no_note_hides_no_failure(tmp_path, monkeypatch, code)
     monkeypatch.setattr(os, "link", refuse)
     assert who_was_first(tmp_path / "failure.txt", UserError("the disk is full")) is None
     assert os.listdir(tmp_path) == []
+
+
+def test_processes_that_never_met_are_a_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"did not all meet \(1/2 clients joined\).*resume=auto"):
+        Together(tmp_path).on_exception(None, None, DistStoreError("1/2 clients joined"))
