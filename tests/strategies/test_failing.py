@@ -39,7 +39,7 @@ def both(mode, run, scenes):
         for process in started:
             process.kill()
     return [
-        (process.returncode, text.strip().splitlines()[-1])
+        (process.returncode, text.strip().rpartition("\n")[2])
         for process, text in zip(started, said, strict=True)
     ]
 
