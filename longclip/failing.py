@@ -47,10 +47,10 @@ class Together(Callback):
         self.note = self.run / trainer.strategy.broadcast(f"failure-{time.strftime('%Y%m%d-%H%M%S')}.txt")
 
     def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
-        if isinstance(exception, torch.distributed.DistStoreError):
+        if self.note is None and isinstance(exception, torch.distributed.DistStoreError):
             raise UserError(
-                f"the processes did not all meet ({exception}); what the missing ones printed says why. Start "
-                "all of them again with resume=auto; python -m longclip.preflight finds what keeps them apart"
+                f"the processes did not all meet ({exception}); what the missing ones printed says why: start "
+                "all again with resume=auto; python -m longclip.preflight finds what keeps them apart"
             ) from exception
         if self.note is None or dist.world() == 1 or isinstance(exception, (SystemExit, KeyboardInterrupt)):
             return
