@@ -49,8 +49,8 @@ class Together(Callback):
     def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
         if self.note is None and isinstance(exception, torch.distributed.DistStoreError):
             raise UserError(
-                f"the processes did not all meet ({exception}); what the missing ones printed says why: start "
-                "all again with resume=auto; python -m longclip.preflight finds what keeps them apart"
+                f"the processes did not all meet ({exception}); what the missing ones printed says why: "
+                "start all again with resume=auto; python -m longclip.preflight finds what keeps them apart"
             ) from exception
         if self.note is None or dist.world() == 1 or isinstance(exception, (SystemExit, KeyboardInterrupt)):
             return
