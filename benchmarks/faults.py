@@ -45,12 +45,15 @@ class Fault(NamedTuple):
     early: float | None = None
 
 
-def schedule(seed: int, count: int, steps: int, start: float) -> list[Fault]:
-    """So many faults spread over a run of so many steps whose start takes `start` seconds."""
+def schedule(seed: int, count: int, steps: int, start: float, first: int) -> list[Fault]:
+    """So many faults spread over a run of so many steps whose start takes `start` seconds.
+
+    None comes before step `first`: there should be a checkpoint to tear.
+    """
     chance = random.Random(seed)
     kinds = [MUST[number % len(MUST)] for number in range(count)]
     chance.shuffle(kinds)
-    at = sorted(chance.sample(range(1, steps), count))
+    at = sorted(chance.sample(range(first, steps), count))
     found = []
     for kind, step in zip(kinds, at, strict=True):
         early = chance.uniform(0, start) if chance.random() < EARLY and kind not in (TORN, FULL) else None

@@ -89,7 +89,7 @@ def soak(folder: Path, minutes: float, seed: int) -> Report:
         print(f"soak: {steps} steps, {count} faults; {pace.start:.1f} s a start, {pace.step:.3f} s a step")
         calm = Run(folder / "calm", folder, steps, server.url, folder / "model")
         calm_seconds = calm.finish()
-        faults = schedule(seed, count, steps, pace.start)
+        faults = schedule(seed, count, steps, pace.start, 2 * EVERY)
         small = disk(folder / "disk", 4 * pace.room + 2**25)
         run = Run(folder / "struck", folder / "disk", steps, server.url, folder / "model")
         ends, since, server.faulty = [], time.time(), True

@@ -15,7 +15,7 @@ from longclip import runs
 from longclip.stored import Stored
 
 from .enduring import PATIENCE, WORLD, Ended, Run
-from .faults import AGAIN, TERM
+from .faults import AGAIN, TERM, TORN
 from .witness import History, joined, not_once
 
 CODES = {TERM: 143, AGAIN: 85}
@@ -46,8 +46,8 @@ def judge(calm: Run, run: Run, keys: Collection[str], ends: Sequence[Ended]) -> 
     odd = sorted(place for place, said in quiet.told.items() if told.told.get(place) != said)
     again = f"{told.replayed} steps taken again"
     slow = max((ended.seconds for ended in ends), default=0.0)
-    torn = [ended for ended in ends if ended.torn]
-    passed = [ended for ended in torn if _passed_over(run.home, ended)]
+    torn = [ended for ended in ends if ended.fault and ended.fault.kind == TORN]
+    passed = [ended for ended in torn if ended.torn and _passed_over(run.home, ended)]
     signals = [ended for ended in ends if ended.fault and ended.fault.kind in CODES and not ended.fault.early]
     early = [ended for ended in signals if set(ended.codes) != {CODES[_kind(ended)]}]
     wrong = not_once(told, keys, run.steps, WORLD)

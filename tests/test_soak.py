@@ -65,11 +65,12 @@ def test_a_fault_costs_the_steps_after_the_checkpoint(tmp_path):
 
 
 def test_a_schedule_is_its_seed_and_holds_every_kind():
-    faults = schedule(3, 24, 600, start=5.0)
-    assert faults == schedule(3, 24, 600, start=5.0) != schedule(4, 24, 600, start=5.0)
+    faults = schedule(3, 24, 600, start=5.0, first=20)
+    assert faults == schedule(3, 24, 600, start=5.0, first=20) != schedule(4, 24, 600, start=5.0, first=20)
     assert {fault.kind for fault in faults} == set(MUST)
     assert [fault.step for fault in faults] == sorted(fault.step for fault in faults)
-    assert all(fault.early is None for fault in schedule(3, 6, 60, start=5.0)), (
+    assert faults[0].step >= 20
+    assert all(fault.early is None for fault in schedule(3, 6, 60, start=5.0, first=20)), (
         "a short one has no time for it"
     )
     assert plan(2400, Pace(6, 0.1, 0))[0] > plan(600, Pace(6, 0.1, 0))[0] > plan(60, Pace(6, 0.1, 0))[0] == 4
