@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
 from . import dist, runs
 from .curriculum import Curriculum
 from .evaluate import Evaluator, judge
+from .strategies.states import whole_weights
 from .towers.image import check_sizes, patch_dropout
 from .types import Batch
 
@@ -51,7 +52,8 @@ class Judge(Callback):
         if self.judged_at == module.samples_seen and (self.run / "metrics.json").exists():
             return
         started = time.monotonic()
-        found = judge(module.tower, trainer.datamodule, self.benchmarks)  # type: ignore[attr-defined]
+        with whole_weights(trainer):
+            found = judge(module.tower, trainer.datamodule, self.benchmarks)  # type: ignore[attr-defined]
         self.judged_at = module.samples_seen
         if trainer.is_global_zero and found:
             runs.record(self.run, module.samples_seen, found)

@@ -8,7 +8,8 @@ Saved under these names, a state goes on on any number of processes and under an
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import lightning
@@ -43,6 +44,19 @@ def state_of(trainer: lightning.Trainer) -> State:
 
         return ZeroState(trainer.lightning_module, trainer.strategy)
     return TorchState(trainer.lightning_module, trainer.optimizers[0])
+
+
+@contextmanager
+def whole_weights(trainer: lightning.Trainer) -> Iterator[None]:
+    """In here weights can be read outside a training step, too, which is what ZeRO 3 gathers them for."""
+    strategy = trainer.strategy
+    if not (isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3):
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.unwrap_model_for_generation(strategy.deepspeed_engine):
+        yield
 
 
 class TorchState:
