@@ -53,9 +53,9 @@ def whole_weights(trainer: lightning.Trainer) -> Iterator[None]:
     if not (isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3):
         yield
         return
-    import deepspeed
+    from .zero_state import gathered
 
-    with deepspeed.zero.unwrap_model_for_generation(strategy.deepspeed_engine):
+    with gathered(strategy):
         yield
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import deepspeed
@@ -19,6 +20,14 @@ from torch import Tensor
 
 from .. import dist
 from .states import WEIGHTS, split
+
+
+def gathered(strategy: DeepSpeedStrategy) -> AbstractContextManager[object]:
+    """All weights whole on every process, and none of ZeRO 3's hooks, which serve a training step."""
+    whole: AbstractContextManager[object] = deepspeed.zero.unwrap_model_for_generation(
+        strategy.deepspeed_engine
+    )
+    return whole
 
 
 class ZeroState:
