@@ -36,17 +36,15 @@ def main() -> None:
     if any(os.environ.get(name) != value for name, value in MALLOC.items()):  # read once, at the start
         os.environ |= MALLOC
         os.execv(sys.executable, [sys.executable, "-m", "benchmarks", *sys.argv[1:]])
-    rows = run(options.only, options.quick, options.captions)
+    rows = run(options.only, options.quick, options.captions, options.json)
     title = "longclip beside open_clip, one core"
     show(rows, f"{title}: QUICK, THESE FIGURES MEAN NOTHING" if options.quick else title)
-    if options.json:
-        save(rows, options.json)
     if options.markdown:
         documents.replace(options.markdown, "goals", documents.of_rows(rows))
 
 
-def run(parts: list[str], quick: bool, captions: Path | None) -> list[Row]:
-    """The rows of these parts, by goal; those of a quick run are marked."""
+def run(parts: list[str], quick: bool, captions: Path | None, json: Path | None) -> list[Row]:
+    """The rows of these parts, by goal; those of a quick run are marked. `json` has them after every part."""
     import torch
 
     from . import lengths
@@ -55,13 +53,17 @@ def run(parts: list[str], quick: bool, captions: Path | None) -> list[Row]:
     if captions:
         lengths.SOURCES[captions.stem] = lengths.drawn_from(lengths.of_captions(captions))
     rows: list[Row] = []
+    mark = "(quick) " if quick else ""
     for part in parts:
         started = time.process_time()
         with tempfile.TemporaryDirectory() as folder:
-            rows += importlib.import_module(f"benchmarks.{part}").rows(quick, Path(folder))
+            found = importlib.import_module(f"benchmarks.{part}").rows(quick, Path(folder))
+        rows += [row._replace(measure=mark + row.measure) for row in found]
+        rows.sort(key=lambda row: (not row.id.startswith("P"), _number(row.id)))  # a stable sort
+        if json:
+            save(rows, json)
         print(f"{part}: {time.process_time() - started:.0f} s", file=sys.stderr, flush=True)
-    rows.sort(key=lambda row: (not row.id.startswith("P"), _number(row.id)))  # a stable sort
-    return [row._replace(measure=f"(quick) {row.measure}") for row in rows] if quick else rows
+    return rows
 
 
 def _number(id: str) -> int:
