@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -16,26 +17,19 @@ from conf.launch import launch
 def train(config: DictConfig) -> dict[str, float]:
     """Run one training; returns the final judgement."""
     import lightning
-    from lightning.pytorch.utilities import rank_zero_only
 
     from conf.launch import check_sweep, instantiate, own_name
     from eval import report
-    from longclip import callbacks, runs
-    from longclip.banner import Banner
+    from longclip import runs
     from longclip.captions import Groups
     from longclip.export import export_run
-    from longclip.failing import Together
-    from longclip.stopping import Stop
-    from longclip.stored import Stored
+    from longclip.loggers import leader
     from longclip.training import LongClip
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # the banner says it better
     config.name = own_name(config)
     run = Path(config.runs) / config.name
-    leader = getattr(rank_zero_only, "rank", 0) == 0
-    checkpoint = runs.claim(run, config.resume, leader)
-    if checkpoint:
-        Stored(checkpoint)  # a torn or foreign one is refused before anything is built
+    checkpoint = runs.claim(run, config.resume, leader())
     lightning.seed_everything(config.seed, verbose=False)
 
     tower = instantiate(config.model)
@@ -52,39 +46,47 @@ def train(config: DictConfig) -> dict[str, float]:
         preprocess=tower.preprocess_cfg,
         curriculum=curriculum,
     )
-    benchmarks, checkpoints = (
-        instantiate(config.benchmark),
-        instantiate(config.checkpoints, resume=checkpoint),
-    )
     trainer = instantiate(
         config.trainer,
         max_steps=config.samples // config.batch_size,
         logger=[instantiate(logger) for logger in config.logger.values()],
-        callbacks=[
-            Stop(checkpoints),
-            instantiate(config.watchdog),
-            Banner(config.name, checkpoint),
-            callbacks.progress(),
-            callbacks.Stages(curriculum),
-            instantiate(config.judge, benchmarks=benchmarks),
-            checkpoints,
-            Together(run),
-            callbacks.Skips(),
-            instantiate(config.observe),
-            callbacks.Telemetry(),
-        ],
+        callbacks=_callbacks(config, run, checkpoint, curriculum),
     )
     check_sweep(trainer.world_size)
-    if leader:
+    if leader():
         runs.write_config(run, OmegaConf.to_yaml(config, resolve=True))
     trainer.fit(module, data)
 
-    if not leader:
+    if not leader():
         return {}
     folder = run / "export"
     if config.export:
         export_run(run, folder)
     return report.finish(run, folder if config.export else None)
+
+
+def _callbacks(config: DictConfig, run: Path, checkpoint: Path | None, curriculum: Any) -> list[Any]:
+    """In the order in which they are called; Telemetry last, so that no other counts as waiting for data."""
+    from conf.launch import instantiate
+    from longclip import callbacks
+    from longclip.banner import Banner
+    from longclip.failing import Together
+    from longclip.stopping import Stop
+
+    checkpoints = instantiate(config.checkpoints, resume=checkpoint)
+    return [
+        Stop(checkpoints),
+        instantiate(config.watchdog),
+        Banner(config.name, checkpoint),
+        callbacks.progress(),
+        callbacks.Stages(curriculum),
+        instantiate(config.judge, benchmarks=instantiate(config.benchmark)),
+        checkpoints,
+        Together(run),
+        callbacks.Skips(),
+        instantiate(config.observe),
+        callbacks.Telemetry(),
+    ]
 
 
 def main(config: DictConfig) -> None:

@@ -18,7 +18,7 @@ def csv(run: str) -> CSVLogger:
     Lightning's logger deletes the file that it finds.
     """
     folder = Path(run) / "csv"
-    if folder.exists() and _leader():
+    if folder.exists() and leader():
         starts = len(list(Path(run).glob("csv.*")))
         folder.rename(f"{folder}.{starts + 1}")
     return CSVLogger(save_dir=run, name=folder.name, version="")
@@ -42,9 +42,8 @@ class Wandb(WandbLogger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         if self._experiment is not None:  # else the next job of a sweep would go on in this run
-            with contextlib.suppress(
-                ConnectionError
-            ):  # a signal to the whole job has ended wandb's service, too
+            # A signal to the whole job has ended wandb's service, too.
+            with contextlib.suppress(ConnectionError):
                 self._experiment.finish(exit_code=int(status != "success"))
             self._experiment = None
 
@@ -52,11 +51,12 @@ class Wandb(WandbLogger):
 def identity(run: Path) -> str:
     """The run's id, made up at its first start; "" on processes that come before the first one has."""
     path = run / "wandb_id"
-    if not path.exists() and _leader():
+    if not path.exists() and leader():
         run.mkdir(parents=True, exist_ok=True)
         path.write_text(uuid.uuid4().hex[:8])
     return path.read_text() if path.exists() else ""
 
 
-def _leader() -> bool:
+def leader() -> bool:
+    """Whether this is process 0, known before torch.distributed is."""
     return getattr(rank_zero_only, "rank", 0) == 0

@@ -17,7 +17,7 @@ import json
 import logging
 from pathlib import Path
 
-from .stored import why_not_whole
+from .stored import Stored, why_not_whole
 from .types import UserError
 
 log = logging.getLogger(__name__)
@@ -51,14 +51,14 @@ def claim(run: Path, resume: str | None, leader: bool = True) -> Path | None:
         leader: this is process 0; the others follow it into the directory that it has begun.
 
     Raises:
-        UserError: a run of this name exists and resume is None, or the path does not exist.
+        UserError: a run of this name exists and resume is None, or the path is no whole checkpoint.
     """
     if resume == "auto":
         return newest_checkpoint(run)
     if resume is not None:
         if not Path(resume).exists():
             raise UserError(f"resume={resume}: no such checkpoint; resume=auto takes the newest of {run}")
-        return Path(resume)
+        return Stored(Path(resume)).folder
     begun = (run / "judgements.jsonl").exists() or checkpoints(run)  # a mistyped start leaves only a config
     if leader and begun:
         raise UserError(

@@ -116,10 +116,6 @@ class Embeddings:
         """The images of all processes, [world * B, E], with gradient."""
         return self.gather(self.image_BE)
 
-    def all_text(self, group: str) -> Tensor:
-        """The texts of a group from all processes, [world * B, k, E], with gradient."""
-        return self.gather(self.text_BKE)[:, self.slots[group]]
-
     def all_mask(self, group: str) -> Tensor:
         """Which of them exist, [world * B, k] bool."""
         return self.gather(self.mask_BK)[:, self.slots[group]]
