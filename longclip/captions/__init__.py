@@ -10,6 +10,7 @@ from longclip.sentences import parse, split, texts_of, tokenise
 
 from .groups import Groups
 from .mixing import Best, Likely, Mix
+from .order import Moved, Preceded, Prefixes, Shuffled, WithoutFirst
 from .policies import All, Debias, First, Merged, Policy, Sentences, Source, Whole
 
 __all__ = [
@@ -21,10 +22,15 @@ __all__ = [
     "Likely",
     "Merged",
     "Mix",
+    "Moved",
     "Policy",
+    "Preceded",
+    "Prefixes",
     "Sentences",
+    "Shuffled",
     "Source",
     "Whole",
+    "WithoutFirst",
     "parse",
     "split",
     "texts_of",

@@ -48,7 +48,7 @@ class Whole:
 
     def __post_init__(self) -> None:
         if self.limit is not None:
-            _at_least("Whole.limit", self.limit, SPECIALS + 1)
+            at_least("Whole.limit", self.limit, SPECIALS + 1)
 
     def __call__(self, captions: Sequence[Caption], rng: random.Random, progress: float = 0.0) -> list[Text]:
         chosen = admitted(captions, self.source)
@@ -92,8 +92,8 @@ class Sentences:
     source: Sources = None
 
     def __post_init__(self) -> None:
-        _at_least("Sentences.count", self.count, 1)
-        _at_least("Sentences.merge", self.merge, 1)
+        at_least("Sentences.count", self.count, 1)
+        at_least("Sentences.merge", self.merge, 1)
 
     def __call__(self, captions: Sequence[Caption], rng: random.Random, progress: float = 0.0) -> list[Text]:
         pool: dict[tuple[int, ...], Text] = {}
@@ -118,8 +118,8 @@ class Merged:
     source: Sources = None
 
     def __post_init__(self) -> None:
-        _at_least("Merged.count", self.count, 1)
-        _at_least("Merged.most", self.most, 1)
+        at_least("Merged.count", self.count, 1)
+        at_least("Merged.most", self.most, 1)
 
     def __call__(self, captions: Sequence[Caption], rng: random.Random, progress: float = 0.0) -> list[Text]:
         of = [caption for caption in admitted(captions, self.source) for _ in caption.sentences]
@@ -153,7 +153,7 @@ class Debias:
     count: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        _at_least("Debias.context_length", self.context_length, SPECIALS + 1)
+        at_least("Debias.context_length", self.context_length, SPECIALS + 1)
 
     def __call__(self, captions: Sequence[Caption], rng: random.Random, progress: float = 0.0) -> list[Text]:
         chosen = admitted(captions, self.source)
@@ -173,7 +173,7 @@ class All:
     source: Sources = None
 
     def __post_init__(self) -> None:
-        _at_least("All.count", self.count, 1)
+        at_least("All.count", self.count, 1)
 
     def __call__(self, captions: Sequence[Caption], rng: random.Random, progress: float = 0.0) -> list[Text]:
         return [text(caption.sentences) for caption in admitted(captions, self.source)[: self.count]]
@@ -201,6 +201,6 @@ def text(sentences: Sequence[Sentence]) -> Text:
     return Text(ids(sentences), (min(left), min(top), max(right), max(bottom)))
 
 
-def _at_least(name: str, value: object, least: int) -> None:
+def at_least(name: str, value: object, least: int) -> None:
     if not isinstance(value, int) or value < least:
         raise UserError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
