@@ -6,7 +6,7 @@ one flow, and a file imports only from files above it:
     shard -> Sample -> Batch (pixels, packed tokens) -> towers -> Embeddings -> terms -> metrics
 
 Reading order: `types`, `dist`, `tokens`, `sentences`, `captions`, `data/` (`tars`, `plans`, `sidecars`,
-`loading`, `module`; then `converting`, `streams`, `scenes`), `towers/`, `objectives/`, `metrics`,
+`loading`, `module`; then `converting`, `streams`, `scenes`), `towers/`, `objectives/`, `metrics`, `heat`,
 `evaluate`, `optim`, `runs`, `memory`, `training`, `planner/`, `callbacks`, `banner`, `models`, `parity`,
 `export`, `preview/`, `doctor/`, `cli`.
 

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "longclip"
 
 ROOMS = """types curriculum hardware launching preflight dist tokens sentences captions data towers objectives
-    metrics evaluate optim strategies stored runs failing checkpoints loggers stopping watchdog memory
+    metrics heat evaluate optim strategies stored runs failing checkpoints loggers stopping watchdog memory
     observing training planner callbacks banner models parity export preview doctor cli""".split()  # noqa: SIM905
 
 FILES = sorted(PACKAGE.rglob("*.py"))

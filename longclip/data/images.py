@@ -121,10 +121,11 @@ class EvalTransform:
 
     def __call__(self, image_CHW: Tensor) -> Tensor:
         height, width = image_CHW.shape[1:]
-        image_CHW = _resize(image_CHW, self._resized(height, width), self.interpolation)
+        image_CHW = _resize(image_CHW, self.resized(height, width), self.interpolation)
         return image_CHW if self.resize_mode == "squash" else _centre(image_CHW, self.size)
 
-    def _resized(self, height: int, width: int) -> tuple[int, int]:
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width before the centre is cut out, or black put around."""
         size = self.size
         if self.resize_mode == "squash":
             return size, size

@@ -105,9 +105,14 @@ def check_sizes(visual: nn.Module, sizes: Sequence[int]) -> None:
         )
 
 
+def has_patches(visual: nn.Module) -> bool:
+    """Whether this tower has patch tokens that share the global feature's space."""
+    return isinstance(visual, VisionTransformer) and visual.attn_pool is None
+
+
 def check_patches(visual: nn.Module) -> None:
-    """Raise UserError where this tower has no patch tokens that share the global feature's space."""
-    if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None:
+    """Raise UserError where a recipe needs patch tokens and this tower has none."""
+    if not has_patches(visual):
         raise UserError(
             "a term of this recipe compares captions with image patches, but the image tower is a "
             f"{type(visual).__name__} without patch tokens in the joint space; choose a ViT with class-token "

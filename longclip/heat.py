@@ -1,0 +1,102 @@
+"""Where in an image each sentence fits: a map of similarities over the image's patches.
+
+In: a tower, an image as the model's transform gives it, sentences. Out: `Heat`, and pictures of it.
+
+A map is the cosine between the sentence and every projected patch token. Maps say where a sentence fits
+best, not whether it does: that is the similarity with the whole image.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from .data.images import EvalTransform
+from .towers.clip import DualTower
+from .towers.image import has_patches
+from .types import Box, UserError
+
+# Red, green, blue and opacity from the coldest to the hottest patch.
+_COLOURS = np.array([[20, 10, 60, 0.55], [120, 20, 110, 0.45], [235, 90, 30, 0.45], [255, 230, 80, 0.6]])
+
+
+class Heat(NamedTuple):
+    """How well S sentences fit an image, and where in it."""
+
+    similarity_S: Tensor  # cosine of the whole image and the sentence
+    heat_SYX: Tensor  # cosine of each patch and the sentence, patches down and across
+
+
+@torch.no_grad()
+def heat(tower: DualTower, image_CHW: Tensor, sentences: Sequence[str]) -> Heat:
+    """Where in one image (uint8, as the transform gives it) each sentence fits; the tower in eval mode.
+
+    Raises:
+        UserError: the image tower has no patch tokens in the joint space.
+    """
+    text_SE = tower.encode_captions(list(sentences))
+    image_E, patches_YXE = patches(tower, image_CHW)
+    return Heat((text_SE @ image_E).cpu(), torch.einsum("se,yxe->syx", text_SE, patches_YXE).cpu())
+
+
+@torch.no_grad()
+def patches(tower: DualTower, image_CHW: Tensor) -> tuple[Tensor, Tensor]:
+    """The image half of `heat`, for sentences to come: image_E and patches_YXE, L2-normalised float32."""
+    check(tower)
+    image_BE, patches_BPE = tower.embed_images(image_CHW[None], patches=True)
+    assert patches_BPE is not None, "asked for"
+    down, across = tower.backbone.visual.patch_size
+    grid = (image_CHW.shape[1] // down, image_CHW.shape[2] // across)
+    return image_BE[0], F.normalize(patches_BPE[0].float(), dim=-1).unflatten(0, grid)
+
+
+def check(tower: DualTower) -> None:
+    """Raise UserError where this model's images have no patches to compare with sentences."""
+    if not has_patches(tower.backbone.visual):
+        raise UserError(
+            "heat maps compare sentences with image patches, and the image tower of this model is a "
+            f"{type(tower.backbone.visual).__name__} without patch tokens in the joint space; take a ViT "
+            "with class-token or average pooling, such as ViT-B-16"
+        )
+
+
+def window(transform: EvalTransform, height: int, width: int) -> Box:
+    """The part of an image that the transform shows the model, as fractions of the image.
+
+    Beyond [0, 1] where the transform pads.
+    """
+    down, across = (transform.size / side for side in transform.resized(height, width))
+    return ((1 - across) / 2, (1 - down) / 2, (1 + across) / 2, (1 + down) / 2)
+
+
+def overlay(heat_YX: Tensor, height: int, width: int, shown: Box = (0, 0, 1, 1)) -> bytes:
+    """One map as a PNG to lay over its image at height x width pixels: its least value cold, its most hot.
+
+    Args:
+        shown: the part of the image that the map covers (`window`); what lies outside stays clear.
+    """
+    left, top, right, bottom = shown
+    inner = (max(1, round((bottom - top) * height)), max(1, round((right - left) * width)))
+    smooth_YX = F.interpolate(heat_YX[None, None].float(), inner, mode="bicubic")[0, 0]
+    picture = Image.new("RGBA", (width, height))
+    picture.paste(Image.fromarray(_coloured(smooth_YX)), (round(left * width), round(top * height)))
+    written = io.BytesIO()
+    picture.save(written, "PNG")
+    return written.getvalue()
+
+
+def _coloured(map_YX: Tensor) -> NDArray[np.uint8]:
+    """RGBA pixels; a flat map is cold everywhere."""
+    low, high = map_YX.min(), map_YX.max()
+    share_YX = ((map_YX - low) / (high - low).clamp_min(1e-12)).numpy()
+    stops = np.linspace(0, 1, len(_COLOURS))
+    bands = [np.interp(share_YX, stops, colour) for colour in (_COLOURS * [1, 1, 1, 255]).T]
+    return np.stack(bands, axis=-1).round().astype(np.uint8)
