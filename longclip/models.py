@@ -5,12 +5,14 @@ In: what the user typed. Out: a `Backbone` (open_clip model, its config, preproc
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import open_clip
+import torch
 
 from . import runs
 from .stored import Stored
@@ -86,3 +88,13 @@ def tokenizer_of(model_cfg: dict[str, Any]) -> Tokenizer:
         with configs.quiet():
             found = open_clip.get_tokenizer(f"local-dir:{folder}")
     return Tokenizer(found, model_cfg["text_cfg"]["context_length"])
+
+
+def fingerprint(backbone: Backbone) -> str:
+    """16 hex digits over all that embeddings depend on: weights, architecture, preprocessing, tokenizer."""
+    facts = [backbone.model_cfg, backbone.preprocess_cfg, backbone.tokenizer.name_hash]
+    seen = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name, tensor in sorted(backbone.model.state_dict().items()):
+        seen.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        seen.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return seen.hexdigest()[:16]
