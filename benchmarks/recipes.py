@@ -23,7 +23,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from eval.report import length_curve, plot_lengths
+from eval.report import length_curves, plot_lengths
 from longclip import runs
 from longclip.data.converting.workers import processors
 
@@ -65,8 +65,8 @@ def main() -> None:
     results: Results = {name: [] for name in options.recipes}
     for (name, _), metrics in zip(todo, found, strict=True):
         results[name].append(metrics)
-    curves = {name: _means([length_curve(m) for m in found]) for name, found in results.items()}
-    spreads = {name: _spreads([length_curve(m) for m in found]) for name, found in results.items()}
+    curves = {name: _means([length_curves(m)["scenes"] for m in found]) for name, found in results.items()}
+    spreads = {name: _spreads([length_curves(m)["scenes"] for m in found]) for name, found in results.items()}
     Console(width=None if sys.stdout.isatty() else 150).print(_table(results))
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "recipes.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -144,7 +144,7 @@ def markdown(results: Results, options: argparse.Namespace) -> str:
         "R@1, mean of both directions, with the caption cut to so many tokens:",
         "",
     ]
-    curves = {name: _means([length_curve(m) for m in found]) for name, found in results.items()}
+    curves = {name: _means([length_curves(m)["scenes"] for m in found]) for name, found in results.items()}
     lengths = list(next(iter(curves.values())))
     lines += ["| recipe | " + " | ".join(map(str, lengths)) + " |", "|---" * (len(lengths) + 1) + "|"]
     lines += [

@@ -63,7 +63,7 @@ def test_a_view_without_captions_is_a_sentence(tower, data):
 def test_the_length_curve_is_read_from_the_names():
     found = {"scenes/length/77/i2t_r1": 40.0, "scenes/length/77/t2i_r1": 60.0, "scenes/length/20/i2t_r1": 1.0,
              "scenes/length/20/t2i_r1": 3.0, "scenes/long/i2t_r1": 90.0}  # fmt: skip
-    assert report.length_curve(found) == {20: 2.0, 77: 50.0}
+    assert report.length_curves(found) == {"scenes": {20: 2.0, 77: 50.0}}
 
 
 def test_a_torn_line_of_judgements_is_passed_over(tmp_path):

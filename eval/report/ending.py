@@ -1,0 +1,36 @@
+"""What a training says when it ends: what the run reached, and what to type next."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from longclip import runs
+
+from .lengths import length_curves, plot_lengths
+from .tables import table
+
+
+def finish(run: Path, export: Path | None) -> dict[str, float]:
+    """Print it, draw `length.png` where lengths were judged; returns the final metrics."""
+    judged = runs.judgements(run)
+    metrics: dict[str, float] = json.loads((run / "metrics.json").read_text()) if judged else {}
+    console = Console(width=None if Console().is_terminal else 110)
+    if judged:
+        console.print(table(metrics, judged[0], title=f"{run}: first and last judgement"))
+        console.print(f"metrics: {run / 'metrics.json'}")
+    curves = length_curves(metrics)
+    if curves:
+        named = {name if len(curves) > 1 else run.name: curve for name, curve in curves.items()}
+        plot_lengths(named, run / "length.png")
+        console.print(f"effective length: {run / 'length.png'}")
+    if export:
+        console.print(
+            f"open_clip folder: {export}  (open_clip.create_model_and_transforms('local-dir:{export}'))"
+        )
+        console.print(f"next: python -m eval.run model={export}")
+    else:
+        console.print(f"next: longclip export {run} --out {run / 'export'}")
+    return metrics
