@@ -120,8 +120,13 @@ class DualTower(nn.Module):
 
     def encode_captions(self, captions: list[str]) -> Tensor:
         """Plain strings -> text_SE, as `encode_text`; captions beyond the context are cut."""
-        texts = [[Text(self.tokenizer.ids(self.tokenizer.clean(caption)))] for caption in captions]
-        packed = pack(texts, self.tokenizer)
+        return self.encode_ids(
+            [Text(self.tokenizer.ids(self.tokenizer.clean(caption))) for caption in captions]
+        )
+
+    def encode_ids(self, texts: Sequence[Text]) -> Tensor:
+        """The same of captions that are tokenised already."""
+        packed = pack([[text] for text in texts], self.tokenizer)
         tokens_T = packed.tokens_T.to(self.backbone.logit_scale.device)
         return self.encode_text(tokens_T, packed.lengths_BK.numpy().ravel())
 
