@@ -30,6 +30,12 @@ def world() -> int:
     return torch.distributed.get_world_size() if _running() else 1
 
 
+def device() -> torch.device:
+    """Where tensors must lie for the processes to exchange them."""
+    nccl = _running() and torch.distributed.get_backend() == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
+
+
 def rows(local: int) -> slice:
     """Where this process's `local` rows lie in a gathered tensor."""
     return slice(rank() * local, (rank() + 1) * local)
@@ -81,8 +87,7 @@ def total(counts: Sequence[int]) -> list[int]:
     """The sum of each count over all processes."""
     if world() == 1:
         return list(counts)
-    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    sums = torch.tensor(counts, device=device)
+    sums = torch.tensor(counts, device=device())
     torch.distributed.all_reduce(sums)
     summed: list[int] = sums.tolist()
     return summed

@@ -9,8 +9,8 @@ constant features score 0 %, not 100 %.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,36 +20,63 @@ from longclip.types import UserError
 CUTOFFS = (1, 5, 10)
 
 
-def ranks(
-    query_NE: Tensor, item_ME: Tensor, query_owner_N: Tensor, item_owner_M: Tensor, chunk: int = 1024
-) -> Tensor:
-    """The place of the best right item among all items for every query, [N] int64, 1 = first.
+class Places(NamedTuple):
+    """How each query fared, [N] int64."""
+
+    rank_N: Tensor  # the place of the best right item, 1 = first
+    rival_N: Tensor  # the wrong item with the highest score; -1 where there is none
+
+
+def places(
+    query_NE: Tensor,
+    item_ME: Tensor,
+    query_owner_N: Tensor,
+    item_owner_M: Tensor,
+    chunk: int = 1024,
+    across: int = 4096,
+) -> Places:
+    """The place of the best right item among all items for every query, and the strongest wrong one.
 
     An item is right where its owner equals the query's. Place = 1 + wrong items that score at least
-    as high as the best right one; other right items never stand in the way. Scores are float32 dot
-    products, `chunk` queries at a time.
+    as high as the best right one; other right items never stand in the way. Scores are dot products in
+    float64, rounded to float32, so that equal features tie wherever they stand; at most
+    `chunk` queries by `across` items of them are in memory.
 
     Raises UserError on features that are not finite; every query must have a right item.
 
     >>> item = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
-    >>> ranks(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), item, torch.tensor([0, 7]), torch.tensor([0, 7, 7]))
-    tensor([1, 2])
+    >>> places(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), item, torch.tensor([0, 7]), torch.tensor([0, 7, 7]))
+    Places(rank_N=tensor([1, 2]), rival_N=tensor([1, 0]))
     """
     _check_finite(query_NE, "query")
     _check_finite(item_ME, "item")
     assert torch.isin(query_owner_N, item_owner_M).all(), "a query without a right item has no rank"
-    items_EM = item_ME.float().T
-    with _exact_float32():
-        places = [
-            _places(query_CE.float() @ items_EM, owner_C[:, None] == item_owner_M)
-            for query_CE, owner_C in zip(query_NE.split(chunk), query_owner_N.split(chunk), strict=True)
-        ]
-    return torch.cat(places)
+    queries = zip(query_NE.split(chunk), query_owner_N.split(chunk), strict=True)
+    found = [_places(query_CE, item_ME, owner_C, item_owner_M, across) for query_CE, owner_C in queries]
+    return Places(torch.cat([part.rank_N for part in found]), torch.cat([part.rival_N for part in found]))
 
 
-def _places(score_NM: Tensor, right_NM: Tensor) -> Tensor:
-    best_N = score_NM.masked_fill(~right_NM, -torch.inf).amax(1)
-    return 1 + ((score_NM >= best_N[:, None]) & ~right_NM).sum(1)
+def _places(query_CE: Tensor, item_ME: Tensor, owner_C: Tensor, item_owner_M: Tensor, across: int) -> Places:
+    right_W = torch.isin(item_owner_M, owner_C).nonzero()[:, 0]
+    best_C = torch.full((len(query_CE),), -torch.inf, device=query_CE.device)
+    for item_X in right_W.split(across):
+        wrong_CX = owner_C[:, None] != item_owner_M[item_X]
+        score_CX = _scores(query_CE, item_ME[item_X]).masked_fill_(wrong_CX, -torch.inf)
+        best_C = torch.maximum(best_C, score_CX.amax(1))
+    above_C = torch.zeros_like(owner_C)
+    rival_C, highest_C = torch.full_like(owner_C, -1), torch.full_like(best_C, -torch.inf)
+    for start in range(0, len(item_ME), across):
+        right_CX = owner_C[:, None] == item_owner_M[start : start + across]
+        score_CX = _scores(query_CE, item_ME[start : start + across]).masked_fill_(right_CX, -torch.inf)
+        above_C += (score_CX >= best_C[:, None]).sum(1)
+        high_C, where_C = score_CX.max(1)
+        rival_C = torch.where(high_C > highest_C, start + where_C, rival_C)
+        highest_C = torch.maximum(high_C, highest_C)
+    return Places(1 + above_C, rival_C)
+
+
+def _scores(query_CE: Tensor, item_XE: Tensor) -> Tensor:
+    return (query_CE.double() @ item_XE.double().T).float()
 
 
 def recall(ranks_N: Tensor, k: int) -> float:
@@ -71,12 +98,12 @@ def median_rank(ranks_N: Tensor) -> float:
     return float((ordered_N[(len(ordered_N) - 1) // 2] + ordered_N[len(ordered_N) // 2]) / 2)
 
 
-def retrieval(image_NE: Tensor, text_ME: Tensor, owner_M: Tensor, chunk: int = 1024) -> dict[str, float]:
+def retrieval(image_NE: Tensor, text_ME: Tensor, owner_M: Tensor) -> dict[str, float]:
     """Retrieval both ways, image to text (i2t) and text to image (t2i), any number of texts an image.
 
     image_NE, text_ME: L2-normalised. owner_M: the image each text describes, 0 to N - 1.
-    Returns {i2t,t2i}_{r1,r5,r10} in percent, _median and _queries. An image that no text describes
-    asks nothing (so i2t_queries may be below N) but stays in the way of every text.
+    Returns what `summary` says of {i2t,t2i}. An image that no text describes asks nothing (so i2t_queries
+    may be below N) but stays in the way of every text.
 
     Raises UserError on an empty set and on features that are not finite.
 
@@ -85,6 +112,17 @@ def retrieval(image_NE: Tensor, text_ME: Tensor, owner_M: Tensor, chunk: int = 1
     >>> scores = retrieval(image, text, torch.tensor([0, 0, 1]))
     >>> scores["i2t_r1"], round(scores["t2i_r1"], 1)
     (100.0, 66.7)
+    """
+    ways = directions(image_NE, text_ME, owner_M)
+    return summary({way: places(*asked).rank_N for way, asked in ways.items()})
+
+
+def directions(
+    image_NE: Tensor, text_ME: Tensor, owner_M: Tensor
+) -> dict[str, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """What `places` is asked in each direction; the i2t queries are the images of `owner_M.unique()`.
+
+    Raises UserError on an empty set.
     """
     if len(image_NE) == 0 or len(text_ME) == 0:
         raise UserError(
@@ -95,16 +133,20 @@ def retrieval(image_NE: Tensor, text_ME: Tensor, owner_M: Tensor, chunk: int = 1
     assert int(owner_M.max()) < len(image_NE), "an owner beyond the images"
     asked_Q = owner_M.unique()
     every_N = torch.arange(len(image_NE), device=owner_M.device)
-    directions = {
-        "i2t": ranks(image_NE[asked_Q], text_ME, asked_Q, owner_M, chunk),
-        "t2i": ranks(text_ME, image_NE, owner_M, every_N, chunk),
+    return {
+        "i2t": (image_NE[asked_Q], text_ME, asked_Q, owner_M),
+        "t2i": (text_ME, image_NE, owner_M, every_N),
     }
-    return {f"{way}_{name}": value for way, r in directions.items() for name, value in _summary(r).items()}
 
 
-def _summary(ranks_N: Tensor) -> dict[str, float]:
-    scores = {f"r{k}": recall(ranks_N, k) for k in CUTOFFS}
-    return {**scores, "median": median_rank(ranks_N), "queries": float(len(ranks_N))}
+def summary(ranks: Mapping[str, Tensor]) -> dict[str, float]:
+    """By direction: _r1, _r5, _r10 in percent, _median rank and number of _queries."""
+    return {f"{way}_{name}": value for way, rank_N in ranks.items() for name, value in _of(rank_N).items()}
+
+
+def _of(rank_N: Tensor) -> dict[str, float]:
+    scores = {f"r{k}": recall(rank_N, k) for k in CUTOFFS}
+    return {**scores, "median": median_rank(rank_N), "queries": float(len(rank_N))}
 
 
 def pointing(
@@ -147,14 +189,3 @@ def _check_finite(feature_NE: Tensor, kind: str) -> None:
             f"{bad} of {len(feature_NE)} {kind} features are not finite, so there is nothing to rank. "
             "The model has diverged or overflowed: judge an earlier checkpoint, or run in float32."
         )
-
-
-@contextmanager
-def _exact_float32() -> Iterator[None]:
-    """Matrix products in real float32: training may have switched on TF32, which makes up ties."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

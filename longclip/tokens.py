@@ -93,6 +93,10 @@ class Tokenizer:
         """
         return self._kind.ids(cleaned)
 
+    def text(self, ids: Sequence[int]) -> str:
+        """What these ids say, as far as it can be told: with open_clip's tokenizer in small letters."""
+        return self._kind.text(ids)
+
     @cached_property
     def name_hash(self) -> str:
         """12 hex digits over the vocabulary, the merges and the cleaning: equal hash, equal ids."""
@@ -200,6 +204,9 @@ class _Simple:
             ids += self._search(chunk) if found is None else found
         return tuple(ids)
 
+    def text(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(ids)).strip()
+
     def _search(self, chunk: str) -> tuple[int, ...]:
         """open_clip's `encode` of one chunk, less the cleaning."""
         tokenizer = self._tokenizer
@@ -247,6 +254,9 @@ class _HuggingFace:
         # verbose=False: Hugging Face warns beyond its own limit, which is not the one that holds here
         found = self._tokenizer(self._finish(cleaned), add_special_tokens=False, verbose=False)
         return tuple(found["input_ids"])
+
+    def text(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(ids)).strip()
 
     def fingerprint(self) -> str:
         vocabulary = sorted(self._tokenizer.get_vocab().items(), key=lambda item: item[1])

@@ -7,7 +7,7 @@ import torch
 from torchmetrics.retrieval import RetrievalHitRate
 
 from longclip import metrics
-from longclip.metrics import centres_inside, median_rank, pointing, ranks, recall, retrieval
+from longclip.metrics import centres_inside, directions, median_rank, places, pointing, recall, retrieval
 from longclip.types import UserError
 
 
@@ -42,13 +42,15 @@ def test_recall_equals_torchmetrics(k):
 def test_other_right_items_never_stand_in_the_way():
     query = torch.tensor([[1.0, 0.0]])
     items = torch.tensor([[0.9, 0.0], [0.8, 0.0], [0.7, 0.0], [0.95, 0.0]])
-    assert ranks(query, items, torch.tensor([3]), torch.tensor([3, 3, 3, 1])).item() == 2
+    found = places(query, items, torch.tensor([3]), torch.tensor([3, 3, 3, 1]))
+    assert (found.rank_N.item(), found.rival_N.item()) == (2, 3)
 
 
 def test_ties_count_against_the_model():
     query = torch.tensor([[1.0, 0.0]])
     items = torch.tensor([[0.5, 0.0], [0.5, 0.3], [0.2, 0.0]])
-    assert ranks(query, items, torch.tensor([0]), torch.tensor([0, 1, 2])).item() == 2
+    found = places(query, items, torch.tensor([0]), torch.tensor([0, 1, 2]))
+    assert (found.rank_N.item(), found.rival_N.item()) == (2, 1)
 
 
 @pytest.mark.parametrize("constant", ["image", "text", "both"])
@@ -62,9 +64,21 @@ def test_constant_features_score_at_most_chance(constant):
     assert scores["t2i_r1"] <= likeliest + 1e-9
 
 
-def test_chunks_do_not_matter():
+@pytest.mark.parametrize(("chunk", "across"), [(7, 11), (1, 90), (40, 1)])
+def test_chunks_do_not_matter(chunk, across):
     image, text, owner = random_set()
-    assert retrieval(image, text, owner, chunk=7) == retrieval(image, text, owner)
+    for asked in directions(image, text, owner).values():
+        whole, cut = places(*asked), places(*asked, chunk=chunk, across=across)
+        assert torch.equal(whole.rank_N, cut.rank_N)
+        assert torch.equal(whole.rival_N, cut.rival_N)
+
+
+def test_the_rival_is_the_best_of_the_wrong_ones():
+    image, text, owner = random_set()
+    similarity = (image @ text.T).masked_fill(owner == torch.arange(len(image))[:, None], -2)
+    assert torch.equal(places(*directions(image, text, owner)["i2t"]).rival_N, similarity.argmax(1))
+    alone = places(image[:1], text[:2], torch.tensor([5]), torch.tensor([5, 5]))
+    assert (alone.rank_N.item(), alone.rival_N.item()) == (1, -1)
 
 
 def test_images_without_a_text_ask_nothing_but_stand_in_the_way():
@@ -87,11 +101,14 @@ def test_half_precision_features_are_scored_in_float32():
     assert retrieval(image, text, owner) == retrieval(image.float(), text.float(), owner)
 
 
-def test_precision_of_the_caller_is_left_as_it_was():
-    torch.set_float32_matmul_precision("high")
-    retrieval(*random_set())
-    assert torch.get_float32_matmul_precision() == "high"
-    torch.set_float32_matmul_precision("highest")
+def test_equal_features_tie_wherever_they_stand():
+    """Kernels sum in another order at the edge of a block: in float32 that would break ties at random."""
+    right = torch.nn.functional.normalize(torch.randn(1, 512))
+    items = right.repeat(1000, 1)
+    for where in (0, 500, 999):
+        owner = torch.arange(1000)
+        found = places(torch.nn.functional.normalize(torch.randn(3, 512)), items, owner[[where] * 3], owner)
+        assert found.rank_N.tolist() == [1000] * 3
 
 
 def test_features_that_are_not_finite_are_refused():
@@ -108,7 +125,7 @@ def test_an_empty_set_is_refused():
 
 def test_a_query_without_right_item_is_a_fault():
     with pytest.raises(AssertionError, match="without a right item"):
-        ranks(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), torch.tensor([0, 0]))
+        places(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), torch.tensor([0, 0]))
 
 
 def test_pointing_by_hand_on_a_grid_that_is_not_square():

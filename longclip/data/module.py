@@ -7,7 +7,7 @@ only state is `DataModule.position`, the number of samples trained on: see `orde
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,11 +17,12 @@ import lightning
 from ..captions import Groups
 from ..curriculum import Curriculum
 from ..tokens import Tokenizer
-from ..types import Batch, Sample, UserError
+from ..types import Batch, UserError
 from .corpus import Corpus, sources
 from .faults import Ledger
 from .images import Augment, EvalTransform
-from .loading import Loader, Samples, collate, picture
+from .judging import JudgeBatches
+from .loading import Loader, Samples, collate
 from .plans.batching import Batches
 from .plans.mixture import Mixture
 from .plans.order import Stream
@@ -186,15 +187,9 @@ class DataModule(lightning.LightningDataModule):
         samples = self._samples()
         return collate([samples.or_other(position, []) for position in range(count)], self.tokenizer)
 
-    def judge_batches(
-        self, split: str, batch_size: int, groups: Groups
-    ) -> Iterator[tuple[list[Sample], Batch]]:
-        """An evaluation set in stored order, as open_clip would show it; the last batch may be smaller.
-
-        The samples are those of the batch, with the box of every text that has one, in fractions of the
-        whole image: they fit the pixels where nothing was cropped.
-        """
-        return stored_batches(self._open(split), batch_size, groups, self.transform)
+    def judge_batches(self, split: str, batch_size: int, groups: Groups) -> JudgeBatches:
+        """An evaluation set in stored order, as open_clip would show it."""
+        return JudgeBatches(self._open(split), batch_size, groups, self.transform)
 
     def _samples(self) -> Samples:
         return Samples(self.corpus, self._stream, self.groups, self.transform, self.augment, self.plan)
@@ -210,20 +205,6 @@ class DataModule(lightning.LightningDataModule):
         if name not in self._opened:
             self._opened[name] = Dataset(within(self.root, name), self.tokenizer, self.storage)
         return self._opened[name]
-
-
-def stored_batches(
-    data: Dataset, batch_size: int, groups: Groups, transform: EvalTransform
-) -> Iterator[tuple[list[Sample], Batch]]:
-    """A dataset in stored order, see `DataModule.judge_batches`."""
-    assert data.tokenizer is not None
-    for start in range(0, len(data), batch_size):
-        samples = []
-        for index in range(start, min(start + batch_size, len(data))):
-            record, image_CHW = picture(data, index)
-            texts = groups.show(record.captions, record.key, epoch=0)
-            samples.append(Sample(record.key, transform(image_CHW), texts))
-        yield samples, collate(samples, data.tokenizer)
 
 
 def transform_of(preprocess: Mapping[str, Any]) -> EvalTransform:

@@ -6,7 +6,7 @@ names and numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..captions import Groups
-from ..types import Batch, Sample
+from ..data.judging import JudgeBatches
+from ..types import Batch
 
 
 class Each(NamedTuple):
@@ -27,7 +28,8 @@ class Each(NamedTuple):
 class Ranked(NamedTuple):
     """Retrieval in full, for galleries: which image and text each query should have found, and what it did.
 
-    Text m describes image `owners[m]`. Ranks begin at 1; queries of i2t are the images that have a text.
+    Text m describes image `owners[m]`. Ranks begin at 1; queries of i2t are the images that have a text. The
+    strongest wrong answer is -1 where nothing is wrong.
     """
 
     images: Sequence[str]  # keys
@@ -38,6 +40,7 @@ class Ranked(NamedTuple):
     i2t_first: Sequence[int]  # the wrong text with the highest score
     t2i_ranks: Sequence[int]
     t2i_first: Sequence[int]  # the wrong image with the highest score
+    picture: Callable[[int], bytes]  # the encoded image file of image n, read when it is asked for
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,7 @@ class Findings:
 class Judged(Protocol):
     """What holds the evaluation sets (`data.module.DataModule`)."""
 
-    def judge_batches(
-        self, split: str, batch_size: int, groups: Groups
-    ) -> Iterator[tuple[list[Sample], Batch]]: ...
+    def judge_batches(self, split: str, batch_size: int, groups: Groups) -> JudgeBatches: ...
 
 
 class Evaluator(Protocol):

@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from .. import metrics
 from ..captions import Groups, Sentences
-from ..types import UserError
+from ..types import Batch, Sample, UserError
 from .judging import Each, Findings, Judged, to_device
+from .sharing import collect_values, share
 
 
 @dataclass(frozen=True)
@@ -27,22 +28,31 @@ class Pointing:
 
     def __call__(self, tower: torch.nn.Module, data: Judged) -> Findings:
         groups = Groups({"sentence": Sentences(self.sentences)}, seed=0, shuffle=False)
-        keys, hits, chances = list[str](), list[float](), list[float]()
-        for samples, batch in data.judge_batches(self.split, self.batch_size, groups):
-            found = tower(to_device(batch, tower), groups.slots, frozenset({"patches"}))
-            for b, sample in enumerate(samples):
-                boxed = [(k, text.box) for k, text in enumerate(sample.texts) if text and text.box]
-                if boxed:
-                    places, boxes = zip(*boxed, strict=True)
-                    patches_PE = F.normalize(found.patches_BPE[b].float(), dim=-1)
-                    similarity_MP = found.text_BKE[b, list(places)] @ patches_PE.T
-                    hit_M, chance_M = metrics.pointing(similarity_MP.cpu(), torch.tensor(boxes))
-                    keys += [f"{sample.key}#{k}" for k in places]
-                    hits += (100 * hit_M.float()).tolist()
-                    chances += (100 * chance_M).tolist()
-        if not hits:
+        batches = data.judge_batches(self.split, self.batch_size, groups)
+        parts = [_pointed(tower, *batch, groups.slots) for batch in share(batches)]
+        found = collect_values(parts, len(batches))
+        if not found:
             raise UserError(
                 f"split {self.split!r} has no sentence with a box: pointing cannot be scored on it"
             )
+        keys, hits, chances = zip(*found, strict=True)
         numbers = {"accuracy": sum(hits) / len(hits), "chance": sum(chances) / len(chances)}
         return Findings(numbers, each={"accuracy": Each(keys, hits)})
+
+
+def _pointed(
+    tower: torch.nn.Module, samples: list[Sample], batch: Batch, slots: dict[str, slice]
+) -> list[tuple[str, float, float]]:
+    """Key, hit and chance of every sentence that has a box, in percent."""
+    embedded = tower(to_device(batch, tower), slots, frozenset({"patches"}))
+    found = []
+    for b, sample in enumerate(samples):
+        boxed = [(k, text.box) for k, text in enumerate(sample.texts) if text and text.box]
+        if boxed:
+            places, boxes = zip(*boxed, strict=True)
+            patches_PE = F.normalize(embedded.patches_BPE[b].float(), dim=-1)
+            similarity_MP = embedded.text_BKE[b, list(places)] @ patches_PE.T
+            hit_M, chance_M = metrics.pointing(similarity_MP.cpu(), torch.tensor(boxes))
+            keys = [f"{sample.key}#{k}" for k in places]
+            found += zip(keys, (100 * hit_M.float()).tolist(), (100 * chance_M).tolist(), strict=True)
+    return found

@@ -1,24 +1,35 @@
-"""Zero-shot retrieval of an evaluation set, under one or several views of its captions."""
+"""Zero-shot retrieval of an evaluation set, under one or several views of its captions.
+
+Both directions, float32 scores, and a wrong item that ties with the right one counts against the model
+(`metrics.places`). How long the texts are, and how many the context length cuts, is told beside it.
+"""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from .. import metrics
 from ..captions import Groups, Policy, Whole
+from ..metrics import Places
 from ..types import UserError
-from .judging import Findings, Judged, encode, to_device
+from .features import Features, Shown, features
+from .judging import Each, Findings, Judged, Ranked
+from .sharing import collect, share
 
-log = logging.getLogger(__name__)
+QUERIES = 1024  # ranked at a time: what processes share
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Zero-shot retrieval of one split, under one or several views of its captions in one pass.
+    """Retrieval of one split, under one or several views of its captions in one pass.
+
+    Of every view: `metrics.summary` of both directions; `tokens` and `tokens_max`, the mean and greatest
+    length of its texts before any cut; `truncated`, the percentage of them that the context length cuts.
 
     Args:
         split: which evaluation set.
@@ -30,26 +41,69 @@ class Retrieval:
     views: Mapping[str, Policy] = field(default_factory=lambda: {"long": Whole()})
     batch_size: int = 128
 
-    def __call__(self, tower: torch.nn.Module, data: Judged) -> Findings:
+    def __call__(self, tower: Any, data: Judged) -> Findings:
         groups = Groups(self.views, seed=0, shuffle=False)
-        images, texts, masks, cut = [], [], [], 0
-        for _, batch in data.judge_batches(self.split, self.batch_size, groups):
-            batch = to_device(batch, tower)
-            image_BE, text_BKE, mask_BK = encode(tower, batch)
-            images.append(image_BE)
-            texts.append(text_BKE)
-            masks.append(mask_BK)
-            cut += int((batch.dropped_BK > 0).sum())
-        if cut:
-            log.info("%s: %d captions are cut at the context length", self.split, cut)
-        image_NE, text_NKE, mask_NK = torch.cat(images), torch.cat(texts), torch.cat(masks)
-        numbers = {}
+        batches = data.judge_batches(self.split, self.batch_size, groups)
+        found = features(tower, batches)
+        numbers, each, ranked = dict[str, float](), dict[str, Each](), dict[str, Ranked]()
         for view, slot in groups.slots.items():
-            owner_M = mask_NK[:, slot].nonzero()[:, 0]
-            if len(owner_M) == 0:
+            if not found.mask(slot).any():
                 raise UserError(
                     f"split {self.split!r} has no caption for the view {view!r}: nothing to retrieve"
                 )
-            scores = metrics.retrieval(image_NE, text_NKE[:, slot][mask_NK[:, slot]], owner_M)
-            numbers.update({f"{view}/{name}": value for name, value in scores.items()})
-        return Findings(numbers)
+            ways = search(found, slot)
+            scores = metrics.summary({way: places.rank_N for way, places in ways.items()})
+            numbers |= {f"{view}/{name}": value for name, value in (scores | lengths(found, slot)).items()}
+            each |= {f"{view}/{name}": value for name, value in hits(found, slot, ways).items()}
+            texts = Shown(found, slot, tower.tokenizer)
+            ranked[view] = Ranked(found.keys, texts, *_listed(found, slot, ways), batches.picture)
+        return Findings(numbers, each=each, ranked=ranked)
+
+
+def search(found: Features, slot: slice) -> dict[str, Places]:
+    """Where every query of a view ends up, by direction; each process ranks some of the queries."""
+    mask_NK, device = found.mask(slot), found.image_NE.device
+    text_ME = found.text_NKE[:, slot][mask_NK.to(device)]
+    owner_M = mask_NK.nonzero()[:, 0].to(device)
+    ways = metrics.directions(found.image_NE, text_ME, owner_M)
+    return {way: _shared(*asked) for way, asked in ways.items()}
+
+
+def _shared(query_NE: Tensor, item_ME: Tensor, query_owner_N: Tensor, item_owner_M: Tensor) -> Places:
+    starts = range(0, len(query_NE), QUERIES)
+    chunks = [slice(start, start + QUERIES) for start in share(starts)]
+    parts = [metrics.places(query_NE[c], item_ME, query_owner_N[c], item_owner_M) for c in chunks]
+    return Places(*(collect(list(of_chunks), len(starts)) for of_chunks in zip(*parts, strict=True)))
+
+
+def lengths(found: Features, slot: slice) -> dict[str, float]:
+    """How long the texts of a view are, in tokens with start and end, and how many are cut."""
+    mask_NK = found.mask(slot)
+    dropped_M = found.dropped_NK[:, slot][mask_NK].double()
+    tokens_M = found.lengths_NK[:, slot][mask_NK].double() + dropped_M
+    return {
+        "tokens": float(tokens_M.mean()),
+        "tokens_max": float(tokens_M.max()),
+        "truncated": 100 * float((dropped_M > 0).double().mean()),
+    }
+
+
+def hits(found: Features, slot: slice, ways: Mapping[str, Places]) -> dict[str, Each]:
+    """What each recall is the mean of: 100 or 0 for every query, an image's key or a text's `KEY#SLOT`."""
+    owner_M, place_M = (part.tolist() for part in found.mask(slot).nonzero().unbind(1))
+    asked = {
+        "i2t": [found.keys[n] for n in dict.fromkeys(owner_M)],
+        "t2i": [f"{found.keys[n]}#{k}" for n, k in zip(owner_M, place_M, strict=True)],
+    }
+    return {
+        f"{way}_r{k}": Each(asked[way], (100.0 * (places.rank_N <= k)).tolist())
+        for way, places in ways.items()
+        for k in metrics.CUTOFFS
+    }
+
+
+def _listed(found: Features, slot: slice, ways: Mapping[str, Places]) -> tuple[list[int], ...]:
+    """Owners, the images asked, and both places of both directions, as `Ranked` has them."""
+    owner_M = found.mask(slot).nonzero()[:, 0]
+    places = [tensor for way in ("i2t", "t2i") for tensor in ways[way]]
+    return tuple(tensor.tolist() for tensor in (owner_M, torch.unique(owner_M), *places))

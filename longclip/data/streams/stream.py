@@ -21,10 +21,11 @@ from ... import dist
 from ...captions import Groups
 from ...curriculum import Curriculum
 from ...tokens import Tokenizer
-from ...types import Batch, Sample, UserError
+from ...types import Batch, UserError
 from ..faults import Ledger
 from ..images import Augment
-from ..module import SourceReport, stored_batches, transform_of
+from ..judging import JudgeBatches
+from ..module import SourceReport, transform_of
 from ..plans.plan import RANDOM, Plan
 from ..tars.dataset import Dataset
 from ..tars.retry import shown
@@ -131,11 +132,9 @@ class StreamModule(lightning.LightningDataModule):
             raise UserError(batch.fault)
         return batch
 
-    def judge_batches(
-        self, split: str, batch_size: int, groups: Groups
-    ) -> Iterator[tuple[list[Sample], Batch]]:
+    def judge_batches(self, split: str, batch_size: int, groups: Groups) -> JudgeBatches:
         """See `DataModule.judge_batches`."""
-        return stored_batches(self._open(split), batch_size, groups, self.view.transform)
+        return JudgeBatches(self._open(split), batch_size, groups, self.view.transform)
 
     def promises(self) -> str:
         """What this way of reading cannot promise, in plain words."""

@@ -1,0 +1,62 @@
+"""An evaluation set as batches, in stored order, as open_clip would show it.
+
+In: records, caption groups, a transform. Out: batches by number, read and decoded when they are asked for,
+so that many processes can each take some.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from ..captions import Groups
+from ..tokens import Tokenizer
+from ..types import Batch, Record, Sample
+from .images import EvalTransform
+from .loading import collate, picture
+
+
+class Records(Protocol):
+    """What batches are made of (`tars.dataset.Dataset`, for one)."""
+
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+
+    def __len__(self) -> int: ...
+
+    def record(self, index: int) -> Record: ...
+
+    def shard(self, index: int) -> str: ...
+
+
+class JudgeBatches:
+    """Pairs of (samples, `Batch`) by number; the last batch may be smaller.
+
+    The samples are those of the batch, with the box of every text that has one, in fractions of the
+    whole image: they fit the pixels where nothing was cropped.
+    """
+
+    def __init__(self, data: Records, batch_size: int, groups: Groups, transform: EvalTransform) -> None:
+        self.data, self.batch_size = data, batch_size
+        self.groups, self.transform = groups, transform
+
+    def __len__(self) -> int:
+        return -(-len(self.data) // self.batch_size)
+
+    def __getitem__(self, number: int) -> tuple[list[Sample], Batch]:
+        assert self.data.tokenizer is not None
+        start = number * self.batch_size
+        samples = [self._sample(i) for i in range(start, min(start + self.batch_size, len(self.data)))]
+        return samples, collate(samples, self.data.tokenizer)
+
+    def __iter__(self) -> Iterator[tuple[list[Sample], Batch]]:
+        return (self[number] for number in range(len(self)))
+
+    def picture(self, index: int) -> bytes:
+        """The encoded image of a record."""
+        return self.data.record(index).image
+
+    def _sample(self, index: int) -> Sample:
+        record, image_CHW = picture(self.data, index)
+        texts = self.groups.show(record.captions, record.key, epoch=0)
+        return Sample(record.key, self.transform(image_CHW), texts)
