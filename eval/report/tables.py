@@ -13,10 +13,13 @@ from rich.table import Table
 
 Numbers = Mapping[str, float]
 
-HEAD = ("R@1", "R@5", "R@10", "median rank")
-NOTE = "image to text / text to image, percent"
+HEAD = ("R@1", "R@5", "R@10", "median rank", "tokens", "cut")
+NOTE = (
+    "image to text / text to image, percent; tokens: mean length of the texts, cut: those too long, percent"
+)
 _METRICS = ("r1", "r5", "r10", "median")
-_WAY = re.compile(r"(?:(.*)/)?(i2t|t2i)_(\w+)")
+_WAY = re.compile(r"(?:(.*)/)?(i2t|t2i)_\w+")
+_LENGTHS = ("tokens", "tokens_max", "truncated")
 
 
 def table(numbers: Numbers, start: Numbers | None, title: str) -> Table:
@@ -26,7 +29,7 @@ def table(numbers: Numbers, start: Numbers | None, title: str) -> Table:
         shown.add_row(view, *cells(numbers, view), both(start or {}, view, "r1"))
     for name in others(numbers):
         before = number(start[name]) if start and name in start else ""
-        shown.add_row(name, number(numbers[name]), "", "", "", before)
+        shown.add_row(name, number(numbers[name]), *[""] * (len(HEAD) - 1), before)
     return shown
 
 
@@ -46,23 +49,27 @@ def views(numbers: Numbers) -> list[str]:
 
 
 def others(numbers: Numbers) -> list[str]:
-    """The names of all other numbers."""
-    return [name for name in numbers if not _WAY.fullmatch(name)]
+    """The names of all numbers that no view's row shows."""
+    shown = {f"{view}/{name}" for view in views(numbers) for name in _LENGTHS}
+    return [name for name in numbers if name not in shown and not _WAY.fullmatch(name)]
 
 
 def cells(numbers: Numbers, view: str) -> list[str]:
     """A view's cells below HEAD."""
-    return [both(numbers, view, metric) for metric in _METRICS]
+    tokens, cut = (numbers.get(f"{view}/{name}") for name in ("tokens", "truncated"))
+    lengths = ["" if tokens is None else f"{tokens:.0f}", "" if cut is None else f"{cut:.1f}"]
+    return [*(both(numbers, view, metric) for metric in _METRICS), *lengths]
 
 
 def both(numbers: Numbers, view: str, metric: str) -> str:
     """`i2t / t2i` of one metric; "" where a side is missing."""
     sides = [numbers.get(f"{view}/{way}_{metric}") for way in ("i2t", "t2i")]
-    return "" if None in sides else " / ".join(number(side) for side in sides if side is not None)
+    return "" if None in sides else " / ".join(f"{side:.1f}" for side in sides if side is not None)
 
 
 def number(value: float) -> str:
-    return f"{value:.1f}"
+    """Percentages with one digit; numbers below ten, which may be cosines, with two."""
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
 def _rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -1,0 +1,67 @@
+"""What happened in a run: its loss and its judgements, as points over the images that it had seen.
+
+In: a run directory. Out: points for charts; none where the run kept nothing of the kind.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections import defaultdict
+from pathlib import Path
+
+from longclip import runs
+
+from .charts import Points
+from .tables import views
+
+MOST = 300  # points of a curve
+
+
+def run_of(model: str) -> Path | None:
+    """The run that a model comes from: itself, or that of an export or a checkpoint inside it."""
+    path = Path(model.removeprefix("local-dir:"))
+    around = [path, path.parent, path.parent.parent]
+    return next((folder for folder in around if (folder / "judgements.jsonl").is_file()), None)
+
+
+def losses(run: Path) -> dict[str, Points]:
+    """The loss and its terms. What a later start did again replaces what was lost."""
+    curves: dict[str, dict[float, float]] = defaultdict(dict)
+    starts = sorted(run.glob("csv.*"), key=lambda folder: int(folder.suffix[1:]))
+    for folder in [*starts, run / "csv"]:
+        path = folder / "metrics.csv"
+        for row in _rows(path) if path.is_file() else []:
+            for name, value in row.items():
+                if re.fullmatch("train/[^/]+", name):
+                    curves[name.removeprefix("train/")][row["samples_seen"]] = value
+    ordered = {name: sorted(curve.items()) for name, curve in curves.items()}
+    return {name: line[:: math.ceil(len(line) / MOST)] for name, line in ordered.items()}
+
+
+def judged(run: Path) -> dict[str, Points]:
+    """View -> R@1, mean of both directions; captions that were cut have a chart of their own."""
+    curves: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for row in runs.judgements(run):
+        for view in views(row):
+            pair = [row.get(f"{view}/{way}_r1") for way in ("i2t", "t2i")]
+            if None not in pair and "/length/" not in view:
+                curves[view].append((row["samples_seen"], sum(r for r in pair if r is not None) / 2))
+    return dict(curves)
+
+
+def _rows(path: Path) -> list[dict[str, float]]:
+    """Rows that know how many images had been seen, without what they leave empty."""
+    with open(path, newline="", encoding="utf-8") as lines:
+        rows = [{name: _float(text) for name, text in row.items() if name} for row in csv.DictReader(lines)]
+    known = [{name: value for name, value in row.items() if math.isfinite(value)} for row in rows]
+    return [row for row in known if "samples_seen" in row]
+
+
+def _float(text: str | None) -> float:
+    """A torn last line is as good as an empty cell."""
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return math.nan

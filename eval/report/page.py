@@ -1,0 +1,155 @@
+"""The report as one HTML file: no script, no font, no address in it; every text of the data is escaped.
+
+In: results, what they are compared with, galleries, the run behind the model. Out: HTML. `page.html` beside
+this file holds the layout and the style; its policy forbids scripts and the network, so that a mistake here
+could not fetch or run anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import NamedTuple
+
+from longclip import runs
+from longclip.gallery import Gallery
+
+from ..deltas import Delta, Results, compare
+from ..results import find, flat, load
+from . import examples, history
+from .charts import Axes, Points, chart
+from .lengths import length_curves
+from .tables import HEAD, cells, number, others, views
+
+_TEMPLATE = Path(__file__).with_name("page.html")
+CLIP = 77  # tokens that CLIP reads
+
+
+class Against(NamedTuple):
+    """What the results are compared with."""
+
+    name: str
+    numbers: Mapping[str, float]
+    deltas: Mapping[str, Delta]
+
+
+def against(results: Results, folder: str | None, run: Path | None) -> Against | None:
+    """What to compare with: the results that a user names, or else the first judgement of the run.
+
+    Raises:
+        UserError: there are no such results, or they were not made alike.
+    """
+    if folder is not None:
+        theirs = load(find(folder))
+        return Against(folder, flat(theirs), compare(theirs, results))
+    judged = runs.judgements(run) if run else []
+    if not judged:
+        return None
+    start, now = judged[0], flat(results)
+    deltas = {name: Delta(start[name], value) for name, value in now.items() if name in start}
+    return Against(f"{run}, before its first step", start, deltas)
+
+
+def write(
+    path: Path, results: Results, galleries: Sequence[Gallery], yardstick: Against | None, run: Path | None
+) -> None:
+    """Write the page of one model's results; what is there is replaced."""
+    first = next(iter(results.values()))
+    page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
+        title=escape(first.model),
+        facts=_facts(results, yardstick),
+        rules=examples.rules(galleries),
+        results="".join(_benchmark(name, results, yardstick) for name in results),
+        lengths=_lengths(results, yardstick),
+        training=_training(run) if run else "",
+        galleries="".join(examples.gallery(shown, at) for at, shown in enumerate(galleries)),
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def _facts(results: Results, against: Against | None) -> str:
+    first = next(iter(results.values()))
+    protocols = dict.fromkeys(result.protocol or "data of one's own" for result in results.values())
+    facts = {
+        "weights": first.weights,
+        "context": f"{first.context_length} tokens",
+        "protocols": ", ".join(protocols),
+        "judged": max(result.when for result in results.values()).replace("T", " ").replace("+00:00", " UTC"),
+        "longclip": first.version,
+        **({"compared with": against.name} if against else {}),
+    }
+    return "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
+
+
+def _benchmark(name: str, results: Results, against: Against | None) -> str:
+    result = results[name]
+    seconds = f"{result.seconds:.0f} s" if result.seconds is not None else ""
+    chips = "".join(
+        f'<span class="chip">{escape(chip)}</span>' for chip in (result.protocol, seconds) if chip
+    )
+    found = _retrieval(name, result.numbers, against) + _numbers(name, result.numbers, against)
+    return f'<section class="card"><header><h3>{escape(name)}</h3>{chips}</header>{found}</section>'
+
+
+def _retrieval(benchmark: str, numbers: Mapping[str, float], against: Against | None) -> str:
+    head = ["view", *HEAD, *(["R@1 to text, change", "R@1 to image, change"] if against else [])]
+    rows = []
+    for view in views(numbers):
+        changes = [_change(against, f"{benchmark}/{view}/{way}_r1") for way in ("i2t", "t2i")]
+        rows.append([view, *cells(numbers, view), *(changes if against else [])])
+    return _table(head, rows)
+
+
+def _numbers(benchmark: str, numbers: Mapping[str, float], against: Against | None) -> str:
+    head = ["number", "value", *(["before", "change"] if against else [])]
+    rows = []
+    for name in others(numbers):
+        before = against.numbers.get(f"{benchmark}/{name}") if against else None
+        compared = ["" if before is None else number(before), _change(against, f"{benchmark}/{name}")]
+        rows.append([name, number(numbers[name]), *(compared if against else [])])
+    return _table(head, rows)
+
+
+def _change(against: Against | None, name: str) -> str:
+    return str(against.deltas[name]) if against and name in against.deltas else ""
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Cells carry their column's name: on a phone, where columns do not fit, it stands before them."""
+    names = [escape(name) for name in head]
+    body = "".join(
+        "<tr>"
+        + "".join(f'<td data-name="{n}">{escape(c)}</td>' for n, c in zip(names, row, strict=True))
+        + "</tr>"
+        for row in rows
+    )
+    columns = "".join(f"<th>{name}</th>" for name in names)
+    return f'<div class="scroll"><table><tr>{columns}</tr>{body}</table></div>' if body else ""
+
+
+def _lengths(results: Results, against: Against | None) -> str:
+    """A chart for each benchmark that was judged with captions cut short."""
+    theirs = length_curves(against.numbers) if against else {}
+    charts = ""
+    for benchmark, curve in length_curves(flat(results)).items():
+        lines: dict[str, Points] = {"this model": list(curve.items())}
+        if against and benchmark in theirs:
+            lines[against.name] = list(theirs[benchmark].items())
+        axes = Axes(
+            "tokens of the caption that the model is shown", f"{benchmark}: R@1, mean of both ways, %"
+        )
+        charts += _card(chart(lines, axes._replace(x_ticks=list(curve), mark=(CLIP, "CLIP reads 77"))))
+    return f"<h2>Effective length</h2>{charts}" if charts else ""
+
+
+def _training(run: Path) -> str:
+    losses = chart(history.losses(run), Axes("images seen", "loss"))
+    judged = chart(history.judged(run), Axes("images seen", "R@1, mean of both ways, %"))
+    charts = _card(losses) + _card(judged)
+    return f"<h2>Training</h2>{charts}" if charts else ""
+
+
+def _card(content: str) -> str:
+    return f'<section class="card">{content}</section>' if content else ""
