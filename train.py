@@ -22,7 +22,7 @@ def train(config: DictConfig) -> dict[str, float]:
     from eval import report
     from longclip import runs
     from longclip.captions import Groups
-    from longclip.export import export_run
+    from longclip.export import export_model
     from longclip.loggers import leader
     from longclip.training import LongClip
 
@@ -61,7 +61,7 @@ def train(config: DictConfig) -> dict[str, float]:
         return {}
     folder = run / "export"
     if config.export:
-        export_run(run, folder)
+        export_model(run, folder, weights=config.weights)
     return report.finish(run, folder if config.export else None)
 
 

@@ -1,4 +1,4 @@
-"""`longclip shards | sidecar | search | preview | doctor | export | import`: everything around training.
+"""`longclip shards | sidecar | search | preview | doctor | export | push | import`: all around training.
 
 Each command imports what it needs.
 """
@@ -33,11 +33,8 @@ def parser() -> argparse.ArgumentParser:
     _sidecar_command(commands)
     _search_command(commands)
 
-    export = commands.add_parser("export", help="a run or checkpoint -> a folder that open_clip loads")
-    export.add_argument("source", type=Path, help="a run directory or a checkpoint (.ckpt)")
-    export.add_argument("--format", default="open_clip", choices=["open_clip"])
-    export.add_argument("--out", type=Path, required=True)
-    export.set_defaults(run=_export)
+    _export_command(commands)
+    _push_command(commands)
 
     bring = commands.add_parser("import", help="Long-CLIP or OpenAI weights -> a folder that open_clip loads")
     bring.add_argument(
@@ -50,6 +47,32 @@ def parser() -> argparse.ArgumentParser:
     )
     bring.set_defaults(run=_import)
     return root
+
+
+def _export_command(commands: Any) -> None:
+    export = commands.add_parser("export", help="a model -> a checked folder for other libraries")
+    export.add_argument("source", help="a run, .ckpt, export, hf-hub: or ARCHITECTURE/TAG")
+    export.add_argument("--out", type=Path, required=True, help="the folder to make")
+    export.add_argument(
+        "--format",
+        default="open_clip",
+        choices=["open_clip", "hf", "hf-vision", "hf-text", "clip_l", "onnx"],
+        help="hf: CLIPModel; hf-vision: LLaVA; hf-text: diffusers; clip_l: ComfyUI; default: open_clip",
+    )
+    export.add_argument("--dtype", default="fp32", choices=["fp32", "bf16", "fp16"], help="default: fp32")
+    export.add_argument(
+        "--weights", choices=["ema", "raw"], help="of a checkpoint; default: the averages where it has them"
+    )
+    export.set_defaults(run=_export)
+
+
+def _push_command(commands: Any) -> None:
+    push = commands.add_parser("push", help="an export -> a model hub; nothing else sends anything")
+    push.add_argument("folder", type=Path, help="what `longclip export` made")
+    push.add_argument("repository", help="OWNER/NAME; made where it is not there yet")
+    push.add_argument("--public", action="store_true", help="a new repository is private otherwise")
+    push.add_argument("--endpoint", help="another hub's address; default: Hugging Face, or HF_ENDPOINT")
+    push.set_defaults(run=_push)
 
 
 def _shards_command(commands: Any) -> None:
@@ -253,10 +276,20 @@ def _sidecar(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from .export import export_run
+    from .export import export_model, parity
 
-    export_run(options.source, options.out)
-    print(f"next: python -m eval.run model={options.out}")
+    rows = export_model(options.source, options.out, options.format, options.dtype, options.weights)
+    parity.show(rows, options.format)
+    if options.format == "open_clip":
+        print(f"next: python -m eval.run model={options.out}")
+    else:
+        print(f"wrote {options.out}: its README.md says how to open it")
+
+
+def _push(options: argparse.Namespace) -> None:
+    from .export.push import push
+
+    print(push(options.folder, options.repository, options.public, options.endpoint))
 
 
 def _import(options: argparse.Namespace) -> None:
