@@ -59,7 +59,7 @@ class Gallery:
         try:
             if path == "/":
                 return self._page(parameters.get("q", "").strip())
-            asked = re.fullmatch(r"/(small|whole|heat)/(\d{1,9})", path)
+            asked = re.fullmatch(r"/(small|whole|heat)/([0-9]{1,9})", path)
             if asked is None or int(asked[2]) >= len(self.searcher.index.files):
                 return Reply(404, "text/plain", b"there is nothing here")
             return self._picture(asked[1], int(asked[2]), parameters.get("sentence", ""))
