@@ -7,7 +7,7 @@ one flow, and a file imports only from files above it:
 
 Reading order: `types`, `dist`, `tokens`, `sentences`, `captions`, `data/` (`tars`, `plans`, `sidecars`,
 `loading`, `module`; then `converting`, `streams`, `scenes`), `towers/`, `objectives/`, `metrics`, `heat`,
-`evaluate`, `ema`, `optim`, `runs`, `memory`, `training`, `planner/`, `callbacks`, `banner`, `models`,
+`ema`, `optim`, `runs`, `models`, `evaluate/`, `memory`, `training`, `planner/`, `callbacks`, `banner`,
 `export/`, `preview/`, `doctor/`, `search/`, `cli`.
 
 Shape legend. Tensors carry their axes as a suffix (`text_BKE`), so there are no shape comments:

@@ -7,11 +7,12 @@ so that many processes can each take some.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
-from ..captions import Groups
+from ..captions import Groups, tokenise
 from ..tokens import Tokenizer
-from ..types import Batch, Record, Sample
+from ..types import Batch, Caption, Record, Sample
 from .images import EvalTransform
 from .loading import collate, picture
 
@@ -56,7 +57,35 @@ class JudgeBatches:
         """The encoded image of a record."""
         return self.data.record(index).image
 
+    def seen_by(self, tokenizer: Tokenizer, transform: EvalTransform) -> JudgeBatches:
+        """The same set as another model reads it."""
+        return JudgeBatches(Retokenised(self.data, tokenizer), self.batch_size, self.groups, transform)
+
     def _sample(self, index: int) -> Sample:
         record, image_CHW = picture(self.data, index)
         texts = self.groups.show(record.captions, record.key, epoch=0)
         return Sample(record.key, self.transform(image_CHW), texts)
+
+
+@dataclass(frozen=True)
+class Retokenised:
+    """Records with the ids of another tokenizer."""
+
+    data: Records
+    tokenizer: Tokenizer
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def record(self, index: int) -> Record:
+        """The record of this number."""
+        record = self.data.record(index)
+        return record._replace(captions=tuple(map(self._anew, record.captions)))
+
+    def shard(self, index: int) -> str:
+        """The file that holds it."""
+        return self.data.shard(index)
+
+    def _anew(self, caption: Caption) -> Caption:
+        bare = caption._replace(sentences=tuple(s._replace(ids=()) for s in caption.sentences))
+        return tokenise(bare, self.tokenizer)

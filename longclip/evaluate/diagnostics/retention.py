@@ -1,0 +1,60 @@
+"""What has a model kept of the short texts that it could read before it learned long ones?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...captions import First, Groups, Policy
+from ...data.module import transform_of
+from ...models import load
+from ...towers.clip import DualTower
+from ...types import UserError
+from ..features import features
+from ..judging import Each, Findings, Judged
+from .seen import Seen, mean, r1
+
+
+@dataclass(frozen=True)
+class Retention:
+    """R@1 by a short caption, of the model and of the one it started from, each with its own preprocessing.
+
+    `kept` is the model's mean R@1 of both directions in percent of the other's: above 100 it has gained.
+    `i2t_change` and `t2i_change` are differences in points.
+
+    Args:
+        split: which evaluation set.
+        reference: the model that training started from, as `models.load` takes it.
+        view: the short caption.
+        batch_size: images encoded at once.
+
+    Raises UserError where no reference is named.
+    """
+
+    split: str
+    reference: str | None
+    view: Policy = field(default_factory=First)
+    batch_size: int = 128
+
+    def __call__(self, tower: Any, data: Judged) -> Findings:
+        if not self.reference:
+            raise UserError(
+                "retention compares with the model that training started from: say which, for example "
+                "reference=ViT-B-16/openai"
+            )
+        device = next(tower.parameters()).device
+        start = DualTower(load(self.reference)).to(device).eval()
+        groups = Groups({"short": self.view}, seed=0, shuffle=False)
+        batches = data.judge_batches(self.split, self.batch_size, groups)
+        own = Seen(features(tower, batches), groups.slots).hits("short")
+        batches = batches.seen_by(start.tokenizer, transform_of(start.preprocess_cfg))
+        theirs = Seen(features(start, batches), groups.slots).hits("short")
+        changes = {name.replace("r1", "change"): _less(own[name], theirs[name]) for name in own}
+        each = {**own, **changes, **{f"reference/{name}": values for name, values in theirs.items()}}
+        kept = 100 * r1(own) / r1(theirs) if r1(theirs) else 0.0
+        return Findings({"kept": kept, **{name: mean(values) for name, values in each.items()}}, each=each)
+
+
+def _less(own: Each, theirs: Each) -> Each:
+    """By how much each query does better."""
+    return Each(own.keys, [a - b for a, b in zip(own.values, theirs.values, strict=True)])
