@@ -56,6 +56,8 @@ class Banner(Callback):
         table.add_row("text", _text_line(module, data))
         if stages := data.curriculum.describe():
             table.add_row("curriculum", stages)
+        if module.optim.ema:
+            table.add_row("average", f"of the weights, with a half-life of {module.optim.ema:,} samples")
         table.add_row("precision", f"{trainer.precision} on {trainer.strategy.root_device}")
         if self.checkpoint:
             where = f"step {module.steps_done:,}, {module.samples_seen:,} samples, epoch "

@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
 
-from . import dist, runs
+from . import dist, ema, runs
 from .curriculum import Curriculum
 from .evaluate import Evaluator, judge
-from .strategies.states import whole_weights
+from .strategies.states import averaged, whole_weights
 from .towers.image import check_sizes, patch_dropout
 from .types import Batch
 
@@ -30,11 +31,17 @@ class Judge(Callback):
         run: the run directory.
         benchmarks: name -> evaluator.
         every: samples between judgements; 0 judges only at the start and at the end.
+        weights: which to judge, "raw" or "ema"; None: the running averages where the run keeps them.
     """
 
-    def __init__(self, run: str, benchmarks: Mapping[str, Evaluator], every: int = 0) -> None:
-        self.run, self.benchmarks, self.every = Path(run), benchmarks, every
+    def __init__(
+        self, run: str, benchmarks: Mapping[str, Evaluator], every: int = 0, weights: str | None = None
+    ) -> None:
+        self.run, self.benchmarks, self.every, self.weights = Path(run), benchmarks, every, weights
         self.judged_at = -1
+
+    def on_fit_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        self.averaged = ema.chosen(self.weights, ema.kept_by(trainer.optimizers[0]), "this run")
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         self.judged_at = module.samples_seen if module.samples_seen else -1
@@ -52,7 +59,7 @@ class Judge(Callback):
         if self.judged_at == module.samples_seen and (self.run / "metrics.json").exists():
             return
         started = time.monotonic()
-        with whole_weights(trainer):
+        with averaged(trainer) if self.averaged else nullcontext(), whole_weights(trainer):
             found = judge(module.tower, trainer.datamodule, self.benchmarks)  # type: ignore[attr-defined]
         self.judged_at = module.samples_seen
         if trainer.is_global_zero and found:

@@ -22,7 +22,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from . import dist, runs
+from . import dist, ema, runs
 from .stored import Stored, owners, why_not_whole, write_share
 from .strategies.states import WEIGHTS, State, split, state_of
 from .types import Elsewhere, UserError
@@ -123,7 +123,7 @@ def _prune(run: Path, keep: int) -> None:
 
 
 def restore(stored: Stored, trainer: lightning.Trainer, module: Any) -> None:
-    """Weights, moments, progress and data position into a trainer whose strategy is set up.
+    """Weights, moments, running averages, progress and data position into a trainer that is set up.
 
     Says in one line what was carried over. Raises UserError where the model is another one.
     """
@@ -131,7 +131,8 @@ def restore(stored: Stored, trainer: lightning.Trainer, module: Any) -> None:
     here, there = state.shapes(), stored.shapes
     _check_same_shapes(_weights(there), _weights(here), stored.folder)
     trained = {name for name, p in module.named_parameters() if p.requires_grad}
-    moments = [name for name in there if split(name)[0] != WEIGHTS and split(name)[1] in trained]
+    left_out = (WEIGHTS,) if ema.kept_by(trainer.optimizers[0]) else (WEIGHTS, ema.KIND)
+    moments = [name for name in there if split(name)[0] not in left_out and split(name)[1] in trained]
     state.make_room(moments)
     for name in (*(f"{WEIGHTS}/{name}" for name in _weights(here)), *moments):
         state.set(name, stored.read(name))
@@ -181,7 +182,15 @@ def _what_happened(stored: Stored, trainer: lightning.Trainer, fresh: set[str]) 
     how = f"saved by {saved}" if saved == now else f"saved by {saved}, taken apart anew for {now}"
     left = f"; {len(fresh)} parameters have no moments in it, first {min(fresh)}" if fresh else ""
     carried = "weights, moments, schedule and data position carried over exactly"
-    return f"{stored.folder.name}: {how}; {carried}{left}"
+    return f"{stored.folder.name}: {how}; {carried}{left}{_average(stored, trainer)}"
+
+
+def _average(stored: Stored, trainer: lightning.Trainer) -> str:
+    there = any(split(name)[0] == ema.KIND for name in stored.shapes)
+    here = ema.kept_by(trainer.optimizers[0])
+    if there == here:
+        return "; the running average of the weights, too" if here else ""
+    return "; a running average of the weights begins here" if here else "; its running average ends here"
 
 
 def _check_same_shapes(saved: dict[str, torch.Size], own: dict[str, torch.Size], folder: Path) -> None:

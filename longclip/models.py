@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
+from torch import Tensor
 
-from . import runs
+from . import ema, runs
+from .optim import LN_100
 from .stored import Stored
 from .tokens import Tokenizer
 from .towers import configs, fitting
@@ -22,27 +25,30 @@ from .towers.positions import merge_tables
 from .towers.pretrained import Backbone, build
 from .types import UserError
 
+log = logging.getLogger(__name__)
+
 PREFIX = "tower.backbone."
 
 
-def load(name: str, context_length: int | None = None) -> Backbone:
+def load(name: str, context_length: int | None = None, weights: str | None = None) -> Backbone:
     """A model by run directory, .ckpt, export folder, `local-dir:`, `hf-hub:` or `ARCHITECTURE/TAG`.
 
     Args:
         context_length: stretch the text positions to this; None keeps them. Ours are never changed.
+        weights: which of a checkpoint, "raw" or "ema"; None: the running averages where it holds them.
     """
     path = Path(name)
-    if (path / "open_clip_config.json").is_file():
+    if any((path / config).is_file() for config in ("open_clip_config.json", "config.json")):
         return build(None, f"local-dir:{path}", context_length)
     if (path / "checkpoints").is_dir() or path.suffix == ".ckpt":
-        return from_checkpoint(checkpoint_of(path))
+        return from_checkpoint(checkpoint_of(path), weights)
     if name.startswith(("local-dir:", "hf-hub:")):
         return build(None, name, context_length)
     architecture, slash, tag = name.partition("/")
     if path.exists() or not slash:
         raise UserError(
-            f"{name} is no run (no checkpoints/ in it), no .ckpt, no export (no open_clip_config.json in it) "
-            "and no ARCHITECTURE/TAG such as ViT-B-16/openai"
+            f"{name} is no run (no checkpoints/ in it), no .ckpt, no export (no open_clip_config.json or "
+            "config.json in it) and no ARCHITECTURE/TAG such as ViT-B-16/openai"
         )
     return build(architecture, tag, context_length)
 
@@ -57,15 +63,28 @@ def checkpoint_of(path: Path) -> Path:
     return newest
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's weights (`state_dict`) and plain values; nothing in its files is executed."""
+def read_checkpoint(path: Path, weights: str | None = None) -> dict[str, Any]:
+    """A checkpoint's `state_dict`, which `weights` these are, and plain values; nothing in it is executed.
+
+    Raises UserError where the running averages ("ema") are asked for and it holds none.
+    """
     stored = Stored(path)
-    return {**stored.values, "state_dict": stored.read_all("weights")}
+    tensors, averages = stored.read_all("weights"), stored.read_all(ema.KIND)
+    averaged = ema.chosen(weights, bool(averages), str(path))
+    if averaged:
+        log.info("%s: the running averages of its weights", path)
+        tensors |= {name: _clamped(name, tensor) for name, tensor in averages.items()}
+    return {**stored.values, "weights": ema.KIND if averaged else "raw", "state_dict": tensors}
 
 
-def from_checkpoint(path: Path) -> Backbone:
+def _clamped(name: str, tensor: Tensor) -> Tensor:
+    """An average follows the optimizer, which the bound on temperatures holds back only afterwards."""
+    return tensor.clamp(0, LN_100) if name.endswith("logit_scale") else tensor
+
+
+def from_checkpoint(path: Path, weights: str | None = None) -> Backbone:
     """The open_clip model inside a checkpoint; terms and their heads stay behind."""
-    return backbone_of(read_checkpoint(path), str(path))
+    return backbone_of(read_checkpoint(path, weights), str(path))
 
 
 def backbone_of(content: dict[str, Any], label: str) -> Backbone:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from . import ema
 from .types import UserError
 
 LN_100 = math.log(100)
@@ -32,6 +33,7 @@ class AdamW:
         warmup: samples over which the rate rises linearly from 0.
         samples: samples of the whole run; the cosine ends there.
         floor: where the cosine ends, as a share of the peak.
+        ema: half-life, in samples, of a running average of the weights (`longclip.ema`); None keeps none.
     """
 
     lr: float
@@ -41,6 +43,7 @@ class AdamW:
     eps: float = 1e-6
     weight_decay: float = 0.2
     floor: float = 0.0
+    ema: int | None = None
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
@@ -52,6 +55,10 @@ class AdamW:
                 f"optim.warmup is {self.warmup:,} samples, but the run has only {self.samples:,}; "
                 "both count samples: lower optim.warmup or raise samples"
             )
+        if self.ema is not None and not self.ema > 0:
+            raise UserError(
+                f"optim.ema is {self.ema}; it is a half-life in samples, 1 or more (null: no running average)"
+            )
 
     def build(self, module: nn.Module) -> Optimizer:
         """The optimizer over everything in `module` that is trainable."""
@@ -60,7 +67,16 @@ class AdamW:
         # Fused AdamW offers to unscale float16 gradients itself, and Lightning then refuses to clip them.
         # With the offer withdrawn the scaler unscales first, as for every other optimizer.
         optimizer._step_supports_amp_scaling = False
+        if self.ema:
+            ema.attach(optimizer)
         return optimizer
+
+    def settings(self, samples_seen: int, batch_size: int) -> dict[str, float]:
+        """What the optimizer's groups are told before the step that begins after this many samples."""
+        settings = {"lr": self.lr_at(samples_seen)}
+        if self.ema:
+            settings[ema.KIND] = ema.decay(self.ema, samples_seen, batch_size)
+        return settings
 
     def lr_at(self, samples_seen: int) -> float:
         """The learning rate for the step that begins after this many samples."""

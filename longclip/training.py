@@ -114,9 +114,9 @@ class LongClip(lightning.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         _seed_all(hash((self.seed, self.samples_seen, dist.rank())) % 2**63, self.device)
-        for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = self.optim.lr_at(self.samples_seen)
         self._batch_size = len(batch.keys) * dist.world()
+        for group in self.trainer.optimizers[0].param_groups:
+            group.update(self.optim.settings(self.samples_seen, self._batch_size))
 
     def on_before_backward(self, loss: Tensor) -> None:
         self.doing = "the backward pass"

@@ -23,12 +23,15 @@ from longclip.types import UserError
 SAMPLES, BATCH = 128, 16
 
 
-def parts(scenes, tiny, terms=None, precision="32-true", run=None, samples=SAMPLES, extra=(), plan=None):
+def parts(
+    scenes, tiny, terms=None, precision="32-true", run=None, samples=SAMPLES, extra=(), plan=None, ema=None
+):
     torch.manual_seed(0)
     tower = DualTower(build(tiny, None, 248))
     groups = Groups({"long": Whole(), "sub": Sentences(3)}, seed=0)
     terms = terms or {"long": Contrastive("long"), "sub": Contrastive("sub"), "grouping": Grouping("sub")}
-    module = LongClip(tower, terms, groups.slots, AdamW(lr=1e-3, warmup=32, samples=samples), seed=0)
+    optim = AdamW(lr=1e-3, warmup=32, samples=samples, ema=ema)
+    module = LongClip(tower, terms, groups.slots, optim, seed=0)
     data = DataModule(
         root=scenes, train="train", judge=["heldout"], plan=plan or Plan(samples, BATCH), groups=groups,
         tokenizer=tower.tokenizer, preprocess=tower.preprocess_cfg, workers=0,

@@ -17,7 +17,7 @@ from .counting import Line
 from .pretending import Pretence
 
 MOMENTS = 2
-"""What Adam keeps beside every trainable parameter."""
+"""What Adam keeps beside every trainable parameter; a running average (`optim.ema`) is one more."""
 
 FEW = 8
 """Chunks of fewer images leave a device idle: blocks are checkpointed before chunks get smaller than this."""
@@ -51,7 +51,7 @@ class Costs:
     """
 
     def __init__(self, module: LongClip, lengths_BK: NDArray[np.int32], job: Job) -> None:
-        self.job = job
+        self.job, self._kept = job, MOMENTS + bool(module.optim.ema)
         self._pretence = Pretence(module, lengths_BK, job.precision)
         self._towers: dict[bool, tuple[Line, Line]] = {}
         self.tokens = float(lengths_BK.sum(1).mean())  # of one image
@@ -70,7 +70,7 @@ class Costs:
         return {
             "parameters": self.parameters,
             "gradients": self.gradients,
-            "optimiser states": MOMENTS * self.gradients,
+            "optimiser states": self._kept * self.gradients,
             "activations, image tower": image.saved,
             "activations, text tower": text.saved,
             "working memory": max(working, 0) + adding,

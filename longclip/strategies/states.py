@@ -2,6 +2,7 @@
 
     weights/NAME     what the module's state dict calls NAME
     exp_avg/NAME     what the optimizer keeps for the parameter NAME; so exp_avg_sq, step, ...
+    ema/NAME         its running average, where one is kept (`longclip.ema`)
 
 Saved under these names, a state goes on on any number of processes and under any strategy.
 """
@@ -17,6 +18,8 @@ import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from .. import ema
 
 WEIGHTS = "weights"
 
@@ -57,6 +60,27 @@ def whole_weights(trainer: lightning.Trainer) -> Iterator[None]:
 
     with gathered(strategy):
         yield
+
+
+@contextmanager
+def averaged(trainer: lightning.Trainer) -> Iterator[None]:
+    """In here the weights are their running averages, where there are some.
+
+    Averages and weights change places and back again, one tensor after the other: exact, and no second
+    model in memory. Not undone after an error, as no process may wait for others that have failed.
+    """
+    state = state_of(trainer)
+    names = [split(name)[1] for name in state.shapes() if split(name)[0] == ema.KIND]
+    _exchange(state, names)
+    yield
+    _exchange(state, names)
+
+
+def _exchange(state: State, names: Iterable[str]) -> None:
+    for name in names:
+        weights, average = state.get(f"{WEIGHTS}/{name}").clone(), state.get(f"{ema.KIND}/{name}")
+        state.set(f"{WEIGHTS}/{name}", average)
+        state.set(f"{ema.KIND}/{name}", weights)
 
 
 class TorchState:

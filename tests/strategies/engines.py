@@ -30,7 +30,7 @@ from longclip.objectives import Contrastive, Grouping
 from longclip.objectives.components import PrimaryComponents
 from longclip.objectives.sigmoid import Sigmoid
 from longclip.optim import AdamW
-from longclip.strategies.states import state_of
+from longclip.strategies.states import averaged, state_of
 from longclip.strategies.zero import Zero
 from longclip.towers.clip import DualTower
 from longclip.towers.positions import freeze_head, text_module
@@ -106,7 +106,7 @@ def parts(job):
     if job.recipe == "longclip":
         freeze_head(text_module(tower.backbone), 20)
     groups = Groups(groups, seed=0)
-    optim = AdamW(lr=job.lr, warmup=32, samples=PLANNED)
+    optim = AdamW(lr=job.lr, warmup=32, samples=PLANNED, ema=32)
     module = LongClip(tower, terms(), groups.slots, optim, seed=0, micro_batch=job.micro_batch)
     data = DataModule(
         root=job.scenes, train="train", judge=["heldout"], plan=Plan(PLANNED, BATCH), groups=groups,
@@ -114,6 +114,23 @@ def parts(job):
         curriculum=CURRICULA.get(job.recipe),
     )  # fmt: skip
     return module, data
+
+
+class Averaged(lightning.Callback):
+    """As a judgement between steps does: the weights become their averages, and again what they were."""
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step != 4:
+            return
+        before = whole(trainer)
+        averages = {name.removeprefix("ema/") for name in before if name.startswith("ema/")}
+        with averaged(trainer):
+            inside = whole(trainer)
+        assert averages
+        assert all(torch.equal(inside[f"weights/{name}"], before[f"ema/{name}"]) for name in averages)
+        assert any(not torch.equal(inside[name], before[name]) for name in inside)
+        after = whole(trainer)
+        assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 class Watch(lightning.Callback):
@@ -152,7 +169,7 @@ def fit(engine, job, callbacks=()):
         max_epochs=-1, logger=False, precision=job.precision, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
         gradient_clip_val=1.0, log_every_n_steps=2, default_root_dir=job.run,
-        callbacks=[saves, watch, *callbacks],
+        callbacks=[saves, Averaged(), watch, *callbacks],
     )  # fmt: skip
     trainer.fit(module, data)
     results = {"losses": torch.tensor(watch.losses, dtype=torch.float64)}
