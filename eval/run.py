@@ -26,7 +26,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     from longclip.models import load
     from longclip.towers.clip import DualTower
 
-    backbone = load(config.source, config.context_length)
+    backbone = load(config.source, config.context_length, config.weights)
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     tower = DualTower(backbone).to(device)
     data = instantiate(config.data, groups=None, tokenizer=tower.tokenizer, preprocess=tower.preprocess_cfg)

@@ -1,4 +1,4 @@
-"""`longclip shards | sidecar | search | preview | doctor | export | push | import`: all around training.
+"""`longclip shards | sidecar | search | preview | doctor | average | export | push | import`.
 
 Each command imports what it needs.
 """
@@ -33,12 +33,15 @@ def parser() -> argparse.ArgumentParser:
     _sidecar_command(commands)
     _search_command(commands)
 
+    _average_command(commands)
     _export_command(commands)
     _push_command(commands)
 
-    bring = commands.add_parser("import", help="Long-CLIP or OpenAI weights -> a folder that open_clip loads")
+    bring = commands.add_parser("import", help="weights of others -> a folder that open_clip loads")
     bring.add_argument(
-        "source", help="a weights file (OpenAI archive, Long-CLIP .pt, open_clip epoch_N.pt ...)"
+        "source",
+        help="a file (OpenAI archive, Long-CLIP .pt, open_clip epoch_N.pt ...), a folder of Hugging Face's "
+        "CLIPModel, or hf-hub:ORG/NAME",
     )
     bring.add_argument("--out", type=Path, required=True)
     bring.add_argument("--architecture", help="an open_clip name; default: read from the tensors' shapes")
@@ -47,6 +50,24 @@ def parser() -> argparse.ArgumentParser:
     )
     bring.set_defaults(run=_import)
     return root
+
+
+def _average_command(commands: Any) -> None:
+    mean = commands.add_parser(
+        "average", help="the mean of several models' weights -> a folder like any export"
+    )
+    mean.add_argument(
+        "models", nargs="+", help="runs, .ckpt, exports, hf-hub: or ARCHITECTURE/TAG, of one start"
+    )
+    mean.add_argument("--out", type=Path, required=True, help="the folder to make")
+    mean.add_argument(
+        "--shares", nargs="+", type=float, help="of each, adding up to 1; default: all the same"
+    )
+    mean.add_argument(
+        "--context-length", type=int, help="stretch shorter positions to this; default: to those of the last"
+    )
+    mean.add_argument("--weights", choices=["ema", "raw"], help="of checkpoints, as in export")
+    mean.set_defaults(run=_average)
 
 
 def _export_command(commands: Any) -> None:
@@ -273,6 +294,16 @@ def _sidecar(options: argparse.Namespace) -> None:
     print(
         f"next: data.sidecar.stores=[{options.out}], then filter, weight, scores or columns of data.sidecar"
     )
+
+
+def _average(options: argparse.Namespace) -> None:
+    from .averaging import average
+    from .export import write
+    from .export.facts import public
+
+    mean = average(options.models, options.shares, options.context_length, options.weights)
+    about = {"mean_of": public(options.models), "shares": options.shares, "weights": options.weights}
+    print(f"next: python -m eval.run model={write(mean, options.out, provenance=about)}")
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
     OpenAI archive        TorchScript zip; QuickGELU; three extra integers that are no weights
     Long-CLIP .pt         state dict with two text position tables; QuickGELU
     open_clip epoch_N.pt  a training checkpoint: "state_dict" with "module." before each name
+    Hugging Face          CLIPModel's names (see `huggingface`); the rest stands in config.json beside it
     state dict            .pt, .pth, .bin or .safetensors
 
 No file is unpickled freely: `torch.load(weights_only=True)`, safetensors, or `archive.read_torchscript`.
@@ -22,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..types import UserError
-from . import archive
+from . import archive, huggingface
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class Weights(NamedTuple):
     """Tensors of a whole model, under open_clip's names."""
 
     tensors: dict[str, Tensor]
-    kind: str  # "openai", "long-clip" or "state dict"
+    kind: str  # "openai", "long-clip", "hugging face" or "state dict"
     quick_gelu: bool | None  # what they were trained with; None where the file does not tell
 
 
@@ -154,6 +155,8 @@ def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _told_apart(state: dict[str, Tensor]) -> Weights:
     if "positional_embedding_res" in state:
         return Weights(_merge_long_clip(state), "long-clip", True)
+    if huggingface.is_theirs(state):
+        return Weights(huggingface.renamed(state), "hugging face", None)
     if all(name in state for name in _OPENAI_INTEGERS):
         log.info("left out of an OpenAI file, being no weights: %s", ", ".join(_OPENAI_INTEGERS))
         tensors = {name: tensor for name, tensor in state.items() if name not in _OPENAI_INTEGERS}

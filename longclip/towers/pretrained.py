@@ -2,39 +2,26 @@
 
     backbone = build("ViT-B-16", "openai", context_length=248)
 
-Weights come from open_clip's tags, `local-dir:DIR`, `hf-hub:org/name` or a file (see `formats`). Activation
-and preprocessing travel with them; the text positions are resized by rule (see `positions`), the image
-positions only on request; a tensor missing, left over or of another shape is an error.
+Weights come from open_clip's tags, `local-dir:DIR`, `hf-hub:org/name` or a file (see `sources`, `formats`).
+Activation and preprocessing travel with them; the text positions are resized by rule (see `positions`), the
+image positions only on request; a tensor missing, left over or of another shape is an error.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import open_clip
-from open_clip.pretrained import download_pretrained_from_hf
 from torch import nn
 
 from ..tokens import Tokenizer
 from ..types import UserError
-from . import configs, fitting, formats
+from . import configs, fitting, formats, sources
 from .positions import freeze_head, text_module
 
 log = logging.getLogger(__name__)
 
-_SCHEMES = ("local-dir:", "hf-hub:")
-_CONFIG = "open_clip_config.json"
-# The order in which open_clip looks for weights in a folder.
-_WEIGHTS = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "open_clip_pytorch_model.pth",
-    "model.safetensors",
-)
 _PREPROCESS: dict[str, Any] = {
     "mean": open_clip.OPENAI_DATASET_MEAN,
     "std": open_clip.OPENAI_DATASET_STD,
@@ -50,17 +37,6 @@ class Backbone(NamedTuple):
     model_cfg: dict[str, Any]  # open_clip's configuration that describes exactly this model
     preprocess_cfg: dict[str, Any]  # mean, std, interpolation, resize_mode, size
     tokenizer: Tokenizer
-
-
-class _Source(NamedTuple):
-    """Where weights come from, before any of their tensors is read."""
-
-    label: str  # for messages
-    file: Path | None = None  # None: random weights
-    model_cfg: dict[str, Any] | None = None  # None: the architecture's name says it
-    preprocess_cfg: dict[str, Any] = {}
-    quick_gelu: bool | None = None  # what they were trained with, where that is known
-    tokenizer: str | None = None  # what open_clip.get_tokenizer is asked; None: the architecture's name
 
 
 def build(
@@ -86,7 +62,7 @@ def build(
 
     Raises UserError for everything that does not fit together.
     """
-    source = _source(architecture, weights)
+    source = sources.find(architecture, weights)
     loaded = formats.read(source.file) if source.file else None
     known = loaded.quick_gelu if loaded and loaded.quick_gelu is not None else source.quick_gelu
     config = _config(architecture, source, loaded)
@@ -109,100 +85,17 @@ def build(
     return Backbone(model, config, preprocess, _tokenizer(architecture, source, config))
 
 
-def _source(architecture: str | None, weights: str | None) -> _Source:
-    if architecture and architecture.startswith(_SCHEMES):
-        if weights is not None and weights != architecture:
-            raise UserError(
-                f"{architecture} brings its own weights: leave weights={weights!r} out, or the former."
-            )
-        architecture, weights = None, architecture
-    if weights is None:
-        if architecture is None:
-            raise UserError("Name an architecture (for example ViT-B-16), or weights that bring one along.")
-        return _Source("random weights")
-    if weights.startswith("local-dir:"):
-        return _from_directory(Path(weights.removeprefix("local-dir:")).expanduser(), weights)
-    if weights.startswith("hf-hub:"):
-        return _from_hub(weights)
-    name = (architecture or "").replace("/", "-")
-    if architecture and open_clip.is_pretrained_cfg(name, weights):
-        return _from_tag(name, weights)
-    if Path(weights).expanduser().is_file():
-        return _Source(weights, Path(weights).expanduser())
-    raise _unknown_weights(architecture, weights)
-
-
-def _unknown_weights(architecture: str | None, weights: str) -> UserError:
-    if architecture is None:
-        return UserError(
-            f"There is no file {weights!r}; a tag of open_clip's needs its architecture beside it."
-        )
-    configs.named(architecture)  # a misspelt architecture is the likelier mistake: it has no tags at all
-    tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture.replace("/", "-"))) or "none"
-    return UserError(
-        f"weights={weights!r} is neither a file nor a tag of {architecture}. Its tags: {tags}. Also "
-        f"possible: local-dir:DIR, hf-hub:org/name, or null for random weights."
-    )
-
-
-def _from_tag(architecture: str, tag: str) -> _Source:
-    given = open_clip.get_pretrained_cfg(architecture, tag)
-    label = f"{architecture} {tag}"
-    try:
-        with configs.quiet():
-            file = Path(open_clip.download_pretrained(given))
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"The weights {label} could not be downloaded and are in no cache: {error}"
-        ) from error
-    trained = bool(given.get("quick_gelu", False)) or bool(
-        configs.named(architecture).get("quick_gelu", False)
-    )
-    return _Source(label, file, None, given, trained)
-
-
-def _from_directory(folder: Path, label: str) -> _Source:
-    if not (folder / _CONFIG).is_file():
-        raise UserError(
-            f"{label}: there is no {_CONFIG} in {folder}; it takes a folder that open_clip can open."
-        )
-    names = [name for name in _WEIGHTS if (folder / name).is_file()]
-    others = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*.pth")])
-    if not names and len(others) != 1:
-        raise UserError(
-            f"{label}: {folder} holds {len(others)} weights files and none is named as open_clip names them "
-            f"({_WEIGHTS[0]}, {_WEIGHTS[2]})."
-        )
-    return _described(folder / _CONFIG, folder / names[0] if names else others[0], label)
-
-
-def _from_hub(label: str) -> _Source:
-    name = label.removeprefix("hf-hub:")
-    try:
-        with configs.quiet():
-            config = Path(download_pretrained_from_hf(name, filename=_CONFIG))
-            file = Path(download_pretrained_from_hf(name))
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"{label} could not be downloaded and is in no cache: {error}") from error
-    return _described(config, file, label)
-
-
-def _described(config: Path, file: Path, label: str) -> _Source:
-    try:
-        described = json.loads(config.read_text(encoding="utf-8"))
-        model_cfg = described["model_cfg"]
-        quick_gelu = bool(model_cfg.get("quick_gelu", False))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"{label}: {config} is no configuration of open_clip's (no readable model_cfg)."
-        ) from error
-    return _Source(label, file, model_cfg, described.get("preprocess_cfg", {}), quick_gelu, label)
-
-
-def _config(architecture: str | None, source: _Source, loaded: formats.Weights | None) -> dict[str, Any]:
+def _config(
+    architecture: str | None, source: sources.Source, loaded: formats.Weights | None
+) -> dict[str, Any]:
     """The configuration to start from; a name and weights that say different things are refused."""
-    by_name = architecture and not architecture.startswith(_SCHEMES)
+    by_name = architecture and not architecture.startswith(sources.SCHEMES)
     if source.model_cfg is None:
+        if loaded and loaded.kind == "hugging face":
+            raise UserError(
+                f"{source.label} has Hugging Face's names, and what else it needs stands in a config.json: "
+                "name the folder of both, local-dir:DIR."
+            )
         if by_name:
             assert architecture
             return configs.named(architecture)
@@ -238,7 +131,7 @@ def _preprocess(given: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]
     return {key: list(value) if isinstance(value, tuple) else value for key, value in merged.items()}
 
 
-def _tokenizer(architecture: str | None, source: _Source, config: dict[str, Any]) -> Tokenizer:
+def _tokenizer(architecture: str | None, source: sources.Source, config: dict[str, Any]) -> Tokenizer:
     text = config["text_cfg"]
     name = source.tokenizer or (architecture or "").replace("/", "-")
     try:
