@@ -1,0 +1,130 @@
+"""Pictures and texts of a published set, as a tower sees them.
+
+In: places of encoded images, plain texts. Out: pixels batch by batch, L2-normalised float32 features. Also
+the two sentences for a set that is not there, or not the whole of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..data.converting.layouts.files import Folder, Place, Unusable
+from ..data.faults import Damaged
+from ..data.images import EvalTransform
+from ..data.loading import decoded
+from ..data.module import transform_of
+from ..tokens import pack
+from ..types import Text, UserError
+
+if TYPE_CHECKING:
+    from ..towers.clip import DualTower
+
+Load = Callable[[], Tensor]
+"""Reads and decodes one picture: uint8 [3, H, W]."""
+THREADS = 8  # decoders and resizing let go of Python's lock
+NAMED = 5  # faults that a sentence lists
+
+
+class Picture(NamedTuple):
+    """An encoded image, or the part of it that is meant. Equal pictures need encoding once."""
+
+    place: Place
+    box: tuple[int, int, int, int] | None = None  # left, top, width, height, in pixels
+
+    def __call__(self) -> Tensor:
+        """uint8 [3, H, W]; what of the box lies beyond the image is left out."""
+        try:
+            image_CHW = decoded(self.place.read())
+        except (Damaged, Unusable) as error:
+            raise UserError(f"{self.place.path}: {error.reason}; get the set again") from error
+        if self.box is None:
+            return image_CHW
+        left, top, width, height = self.box
+        part_CHW = image_CHW[:, max(0, top) : max(0, top + height), max(0, left) : max(0, left + width)]
+        if part_CHW.numel() == 0:
+            raise UserError(f"{self.place.path}: its box {self.box} lies beyond the image; get the set again")
+        return part_CHW
+
+
+def transform_for(tower: DualTower, resize_mode: str | None) -> EvalTransform:
+    """The model's own preprocessing; `resize_mode`, where given, says how pictures are made square."""
+    own = tower.preprocess_cfg
+    return transform_of({**own, "resize_mode": resize_mode or own["resize_mode"]})
+
+
+def pixel_batches(parts: Iterable[Sequence[Load]], transform: EvalTransform) -> Iterator[Tensor]:
+    """uint8 pixels_BCHW of each part, the next one decoded by threads while this one is looked at."""
+
+    def shown(load: Load) -> Tensor:
+        return transform(load())
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        coming: list[Future[Tensor]] = []
+        for part in parts:
+            here, coming = coming, [pool.submit(shown, load) for load in part]
+            if here:
+                yield torch.stack([one.result() for one in here])
+        if coming:
+            yield torch.stack([one.result() for one in coming])
+
+
+def text_features(tower: DualTower, texts: Sequence[str], at_once: int = 256) -> tuple[Tensor, Tensor]:
+    """(text_SE, which of the texts the context length cut, [S] bool), both on the host."""
+    device = next(tower.parameters()).device
+    clean, ids = tower.tokenizer.clean, tower.tokenizer.ids
+    features, cut = [], []
+    for start in range(0, len(texts), at_once):
+        rows = [[Text(ids(clean(text)))] for text in texts[start : start + at_once]]
+        packed = pack(rows, tower.tokenizer)
+        features.append(tower.encode_text(packed.tokens_T.to(device), packed.lengths_BK.numpy().ravel()))
+        cut.append(packed.dropped_BK[:, 0] > 0)
+    return torch.cat(features).cpu(), torch.cat(cut)
+
+
+def cosine(left_NE: Tensor, right_ME: Tensor) -> Tensor:
+    """[N, M] float32; computed in float64, so that equal features score the same wherever they stand."""
+    return (left_NE.double() @ right_ME.double().T).float()
+
+
+def opened(root: str, tree: str) -> Folder:
+    """The folder of a set. Links may lead out of it: what is read there is a picture or a listing.
+
+    Raises:
+        UserError: there is none; shows the tree that is expected.
+    """
+    if not Path(root).is_dir():
+        raise UserError(absent(root, "is no folder", tree))
+    return Folder(Path(root), follow_links=True)
+
+
+def absent(root: str, what: str, tree: str) -> str:
+    """The sentence for a set that is not there."""
+    lines = "\n".join(f"    {line}" for line in tree.strip().splitlines())
+    return f"{root} {what}; put the set there, or say where it is with root=DIR. Expected in it:\n{lines}"
+
+
+def check_whole(root: str, kind: str, found: int, expected: int | None, faults: Sequence[str]) -> None:
+    """Refuse a set that is not the published one; `expected` None takes what there is.
+
+    Raises:
+        UserError: says how many there are, and the first of those that cannot be used.
+    """
+    if found == 0 or (expected is not None and found != expected):
+        more = f" and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
+        listed = f": {', '.join(faults[:NAMED])}{more}" if faults else ""
+        wanted = kind if expected is None else f"{expected} {kind}"
+        raise UserError(
+            f"{root}: expected {wanted}, found {found}{listed}; get the set again, or judge what is there "
+            "with expected=null (the result then carries no protocol)"
+        )
+
+
+def protocol_id(protocol: str, expected: int | None, *parts: str | None) -> str:
+    """The id that findings carry, with what changes it; "" where the set need not be the published one."""
+    return "/".join([protocol, *filter(None, parts)]) if protocol and expected is not None else ""
