@@ -55,6 +55,8 @@ def train(config: DictConfig) -> dict[str, float]:
     check_sweep(trainer.world_size)
     if leader():
         runs.write_config(run, OmegaConf.to_yaml(config, resolve=True))
+    for logger in trainer.loggers:
+        logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
     trainer.fit(module, data)
 
     if not leader():
@@ -67,7 +69,7 @@ def train(config: DictConfig) -> dict[str, float]:
 
 def _callbacks(config: DictConfig, run: Path, checkpoint: Path | None, curriculum: Any) -> list[Any]:
     """In the order in which they are called; Telemetry last, so that no other counts as waiting for data."""
-    from conf.launch import instantiate
+    from conf.launch import evaluators, instantiate
     from longclip import callbacks
     from longclip.banner import Banner
     from longclip.failing import Together
@@ -80,7 +82,7 @@ def _callbacks(config: DictConfig, run: Path, checkpoint: Path | None, curriculu
         Banner(config.name, checkpoint),
         callbacks.progress(),
         callbacks.Stages(curriculum),
-        instantiate(config.judge, benchmarks=instantiate(config.benchmark)),
+        instantiate(config.judge, benchmarks=evaluators(config.benchmark)),
         checkpoints,
         Together(run),
         callbacks.Skips(),

@@ -85,6 +85,15 @@ def instantiate(config: Any, **extra: Any) -> Any:
     return hydra.utils.instantiate(config, _convert_="all")
 
 
+def evaluators(config: Any) -> dict[str, Any]:
+    """The benchmarks of a config by name; other entries are values that they share."""
+    return {
+        name: instantiate(node)
+        for name, node in config.items()
+        if OmegaConf.is_dict(node) and "_target_" in node
+    }
+
+
 def _targets(node: Any) -> Iterator[str]:
     if isinstance(node, dict):
         yield from (str(value) for key, value in node.items() if key == "_target_")

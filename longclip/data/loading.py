@@ -46,7 +46,7 @@ def picture(data: Dataset | Corpus, index: int) -> tuple[Record, Tensor]:
         return record, decoded(record.image)
     except Damaged as error:
         raise Damaged(
-            f"sample {record.key!r} in {data.shard(index)}: {error}; leave it out and make the shards again",
+            f"sample {record.key!r} in {data.shard(index)}: {error}; leave it out or get it again",
             error.reason,
         ) from error
 

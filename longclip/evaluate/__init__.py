@@ -5,18 +5,35 @@ An evaluator is a callable `(tower, data) -> Findings`; a benchmark is a named e
 that ties with the right one counts against the model (`metrics.places`). Percentages are 0 to 100.
 """
 
+from .classification import Classification
 from .judging import Each, Evaluator, Findings, Judged, Ranked, examine, flat, judge
+from .masks import Masks
+from .pairs import Choices, Macro, Twins
 from .pointing import Pointing
+from .questions import Questions
 from .retrieval import Retrieval
+from .segmentation import Segmentation
+from .sets import PairSet
+from .sliding import Background, Windows
 
 __all__ = [
+    "Background",
+    "Choices",
+    "Classification",
     "Each",
     "Evaluator",
     "Findings",
     "Judged",
+    "Macro",
+    "Masks",
+    "PairSet",
     "Pointing",
+    "Questions",
     "Ranked",
     "Retrieval",
+    "Segmentation",
+    "Twins",
+    "Windows",
     "examine",
     "flat",
     "judge",

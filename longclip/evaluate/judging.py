@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -64,6 +64,33 @@ class Judged(Protocol):
     """What holds the evaluation sets (`data.module.DataModule`)."""
 
     def judge_batches(self, split: str, batch_size: int, groups: Groups) -> JudgeBatches: ...
+
+
+class Set(Protocol):
+    """An evaluation set that a run knows nothing of (`sets.PairSet`)."""
+
+    @property
+    def id(self) -> str:
+        """The protocol's id, "" where it has none."""
+        ...
+
+    def batches(self, tower: Any, batch_size: int, groups: Groups) -> JudgeBatches: ...
+
+
+Split = str | Set
+"""An evaluation set: one of the run's own by its name, or one that brings its own images and texts."""
+
+
+def batches(split: Split, tower: Any, data: Judged, batch_size: int, groups: Groups) -> JudgeBatches:
+    """The batches of an evaluation set, whichever kind it is."""
+    if isinstance(split, str):
+        return data.judge_batches(split, batch_size, groups)
+    return split.batches(tower, batch_size, groups)
+
+
+def protocol(split: Split) -> str:
+    """The id of its protocol; "" for data of one's own."""
+    return "" if isinstance(split, str) else split.id
 
 
 class Evaluator(Protocol):

@@ -18,7 +18,7 @@ from ..captions import Groups, Policy, Whole
 from ..metrics import Places
 from ..types import UserError
 from .features import Features, Shown, features
-from .judging import Each, Findings, Judged, Ranked
+from .judging import Each, Findings, Judged, Ranked, Split, batches, protocol
 from .sharing import collect, share
 
 QUERIES = 1024  # ranked at a time: what processes share
@@ -26,38 +26,36 @@ QUERIES = 1024  # ranked at a time: what processes share
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Retrieval of one split, under one or several views of its captions in one pass.
+    """Retrieval of one set, under one or several views of its captions in one pass.
 
     Of every view: `metrics.summary` of both directions; `tokens` and `tokens_max`, the mean and greatest
     length of its texts before any cut; `truncated`, the percentage of them that the context length cuts.
 
     Args:
-        split: which evaluation set.
+        split: which evaluation set, of the run or a `sets.PairSet`.
         views: name -> caption policy. Results are named `view/i2t_r1` and so on.
         batch_size: images encoded at once.
     """
 
-    split: str
+    split: Split
     views: Mapping[str, Policy] = field(default_factory=lambda: {"long": Whole()})
     batch_size: int = 128
 
     def __call__(self, tower: Any, data: Judged) -> Findings:
         groups = Groups(self.views, seed=0, shuffle=False)
-        batches = data.judge_batches(self.split, self.batch_size, groups)
-        found = features(tower, batches)
+        shown = batches(self.split, tower, data, self.batch_size, groups)
+        found = features(tower, shown)
         numbers, each, ranked = dict[str, float](), dict[str, Each](), dict[str, Ranked]()
         for view, slot in groups.slots.items():
             if not found.mask(slot).any():
-                raise UserError(
-                    f"split {self.split!r} has no caption for the view {view!r}: nothing to retrieve"
-                )
+                raise UserError(f"{self.split} has no caption for the view {view!r}: nothing to retrieve")
             ways = search(found, slot)
             scores = metrics.summary({way: places.rank_N for way, places in ways.items()})
             numbers |= {f"{view}/{name}": value for name, value in (scores | lengths(found, slot)).items()}
             each |= {f"{view}/{name}": value for name, value in hits(found, slot, ways).items()}
             texts = Shown(found, slot, tower.tokenizer)
-            ranked[view] = Ranked(found.keys, texts, *_listed(found, slot, ways), batches.picture)
-        return Findings(numbers, each=each, ranked=ranked)
+            ranked[view] = Ranked(found.keys, texts, *_listed(found, slot, ways), shown.picture)
+        return Findings(numbers, protocol(self.split), each, ranked)
 
 
 def search(found: Features, slot: slice) -> dict[str, Places]:

@@ -10,8 +10,8 @@ import pytest
 from sources import IMAGES, KEPT, TEXTS, save_images, save_lines, save_table, save_tar, webdataset
 
 from longclip.data.converting.layouts import Entry, Fault, Source, load, shipped
+from longclip.data.converting.layouts.fields import find
 from longclip.data.converting.layouts.files import Place
-from longclip.data.converting.layouts.mapping import find
 from longclip.data.converting.layouts.rows import reader
 from longclip.data.converting.layouts.source import key_of
 from longclip.data.tars.encoding import LONGEST_KEY

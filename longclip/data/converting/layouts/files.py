@@ -12,7 +12,7 @@ import os
 import posixpath
 import sqlite3
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
@@ -104,7 +104,7 @@ class Folder:
         folder = self.root / inner
         if not folder.is_dir():
             return
-        for name in sorted(fnmatch.filter(os.listdir(folder), parts[0])):
+        for name in sorted(fnmatch.filter(_visible(os.listdir(folder)), parts[0])):
             found = posixpath.join(inner, name)
             if len(parts) > 1:
                 yield from self._match(found, parts[1:])
@@ -178,6 +178,11 @@ def _listed(tar: tarfile.TarFile) -> Iterator[tuple[str, int, int]]:
             yield posixpath.normpath(member.name), member.offset_data, member.size
     except Unusable as error:
         raise UserError(f"{error.detail}; download it again or unpack what is whole") from error
+
+
+def _visible(names: Iterable[str]) -> list[str]:
+    """What a Mac leaves beside files (._1.txt, __MACOSX) is no data."""
+    return [name for name in names if not name.startswith((".", "__MACOSX"))]
 
 
 def _inside(name: str) -> str:

@@ -29,7 +29,6 @@ list that has this value.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -40,9 +39,9 @@ from typing import Any
 import yaml
 
 from ....types import UserError
+from .fields import find, first, plain, texts_in
 from .files import Unusable
 
-_STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]|\[([^=\]]+)=([^\]]*)\]")
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -151,12 +150,21 @@ def load(name: str, held_out: int | None = None) -> Layout:
             "own YAML (copy the nearest one: " + str(shipped()["jsonl"]) + ")"
         )
     try:
-        layout = _layout(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError, AttributeError) as error:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no layout: {' '.join(str(error).split())}; see {_HELP}") from error
+    layout = parse(values, str(path))
     if held_out is None:
         return layout
     return replace(layout, split=replace(layout.split, held_out=held_out))
+
+
+def parse(values: object, where: str) -> Layout:
+    """A layout from the content of its YAML, which may be wrong; `where` names it in errors."""
+    try:
+        return _layout(values)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{where} is no layout: {' '.join(str(error).split())}; see {_HELP}") from error
 
 
 _HELP = "the head of longclip/data/converting/layouts/mapping.py"
@@ -197,43 +205,6 @@ def _names(value: object) -> tuple[str, ...]:
     return tuple(names)
 
 
-def find(fields: Mapping[str, Any], path: str) -> Any:
-    """What stands at a path, None if nothing does. A filter makes a list."""
-    if path in fields:
-        return fields[path]
-    value: Any = fields
-    for name, place, key, wanted in _STEP.findall(path):
-        if key:
-            items = value if isinstance(value, list) else []
-            value = [item for item in items if isinstance(item, dict) and str(item.get(key)) == wanted]
-        elif place:
-            value = value[int(place)] if isinstance(value, list) and int(place) < len(value) else None
-        elif isinstance(value, list):
-            value = [item[name] for item in value if isinstance(item, dict) and name in item]
-        else:
-            value = value.get(name) if isinstance(value, Mapping) else None
-    return value
-
-
-def first(fields: Mapping[str, Any], paths: Iterable[str]) -> Any:
-    """What stands at the first of these paths that has something."""
-    return next((value for path in paths if (value := find(fields, path)) is not None), None)
-
-
-def texts_in(value: object) -> list[str]:
-    """One text or a list of texts; nothing for None.
-
-    Raises:
-        Unusable: anything else, or letters where a list of texts is meant.
-    """
-    texts = [] if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise Unusable("captions are no text", f"{value!r:.80}")
-    if len(texts) > 2 and all(len(text) <= 1 for text in texts):
-        raise Unusable("captions are single letters", f"{''.join(texts)!r:.80}: a string taken for a list")
-    return texts
-
-
 def _listed(value: object) -> list[tuple[str, str]]:
     """A plain string is refused: where a list is meant it would become letters."""
     if isinstance(value, dict):
@@ -244,9 +215,3 @@ def _listed(value: object) -> list[tuple[str, str]]:
     if not isinstance(value, list):
         raise Unusable("captions are no list of texts", f"{value!r:.80}")
     return [("caption", text) for text in texts_in(value)]
-
-
-def plain(value: object) -> object:
-    """A value as JSON knows it: dates and the like become text, NaN null, broken characters "?"."""
-    text = json.dumps(value, default=str, ensure_ascii=False).encode(errors="replace").decode()
-    return json.loads(text, parse_constant=lambda name: None)

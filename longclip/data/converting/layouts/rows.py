@@ -1,7 +1,7 @@
 """Rows of the listings that people have: JSON lines, JSON, CSV, TSV and Parquet, one row at a time.
 
-In: a binary stream. Out: `Row`s of plain values, and a `BadRow` wherever one cannot be read. No
-listing is ever in memory as a whole, however it is laid out.
+In: a binary stream. Out: `Row`s of plain values, and a `BadRow` wherever one cannot be read. No listing is
+ever in memory as a whole, but for COCO's one object.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import ast
 import codecs
 import csv
 import json
+import posixpath
 from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple
 
 from ....types import UserError
+from .window import LONGEST, NO_JSON, Window
 
-LONGEST = 64 * 2**20  # bytes of one row: longer ones are a mistake or an attack
-CHUNK = 2**20
-NO_JSON = (ValueError, RecursionError)
+LARGEST = 8 * LONGEST  # bytes of a listing that is one object, such as Karpathy's COCO (144 MB)
 
 
 class Row(NamedTuple):
@@ -71,10 +71,10 @@ def _jsonl(stream: IO[bytes], size: int, name: str) -> Rows:
 
 
 def _json(stream: IO[bytes], size: int, name: str) -> Rows:
-    """A list of objects, decoded one by one; or one object, which is one row."""
-    text = _Window(stream)
+    """A list of objects, decoded one by one; or one object, which is one row or holds a list of `images`."""
+    text = Window(stream)
     if text.peek() == "{":
-        yield _row(1, text.value(name, 1), 1.0)
+        yield from _object(text.value(name, 1, LARGEST))
         return
     if text.peek() != "[":
         raise UserError(f"{name} begins with {text.peek()!r}; a JSON listing begins with [ or {{")
@@ -92,55 +92,17 @@ def _json(stream: IO[bytes], size: int, name: str) -> Rows:
             )
 
 
-class _Window:
-    """The part of a JSON text that is needed for the next value."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream, self._text, self._at, self.read = stream, "", 0, 0
-        self._characters = codecs.getincrementaldecoder("utf-8-sig")()
-        self._decoder = json.JSONDecoder()
-
-    def peek(self) -> str:
-        """The next character that is no blank, "" at the end."""
-        while True:
-            while self._at < len(self._text) and self._text[self._at].isspace():
-                self._at += 1
-            if self._at < len(self._text) or not self._more(CHUNK):
-                return self._text[self._at : self._at + 1]
-
-    def skip(self) -> None:
-        self._at += 1
-
-    def value(self, name: str, number: int) -> object:
-        """The value that begins here.
-
-        Raises:
-            UserError: it is no JSON, or longer than LONGEST; the rest of the text cannot be trusted then.
-        """
-        self.peek()
-        chunk = CHUNK
-        while True:
-            try:
-                found, self._at = self._decoder.raw_decode(self._text, self._at)
-                return found
-            except NO_JSON as error:
-                whole = len(self._text) - self._at > LONGEST or not self._more(chunk)
-                if whole:
-                    raise UserError(
-                        f"{name} is broken in entry {number} ({error!s:.80}); "
-                        "it was cut off or edited by hand: get it again"
-                    ) from error
-                chunk *= 2  # a long value is decoded again and again: log, not linear, times
-
-    def _more(self, size: int) -> bool:
-        found = self._stream.read(size)
-        self.read += len(found)
-        try:
-            self._text = self._text[self._at :] + self._characters.decode(found, final=not found)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{self._stream.name} is no UTF-8 text ({error}); convert it first") from error
-        self._at = 0
-        return bool(found)
+def _object(value: Any) -> Rows:
+    """One row; or its `images`, as Karpathy has them, each with COCO's `annotations` by `image_id`."""
+    images = value["images"] if isinstance(value.get("images"), list) else [value]
+    said: dict[str, list[object]] = {}
+    for annotation in value.get("annotations") or []:
+        if isinstance(annotation, dict):
+            said.setdefault(str(annotation.get("image_id")), []).append(annotation)
+    for number, image in enumerate(images, 1):
+        if said and isinstance(image, dict):
+            image = image | {"annotations": said.get(str(image.get("id")), [])}
+        yield _row(number, image, number / len(images))
 
 
 def _csv(stream: IO[bytes], size: int, name: str) -> Rows:
@@ -172,6 +134,24 @@ def _csv(stream: IO[bytes], size: int, name: str) -> Rows:
         elif cells:
             detail = f"{len(cells)} cells, the header has {len(columns)}: {columns}"
             yield BadRow(number, "row has too many or too few cells", detail)
+
+
+def _tokens(stream: IO[bytes], size: int, name: str) -> Rows:
+    """Flickr30k's own: NAME.jpg#0, a tab and a caption in each line."""
+    at = 0
+    for number, (line, length) in enumerate(_lines(stream), 1):
+        at += length
+        image, tab, caption = line.decode("utf-8", errors="replace").strip().partition("\t")
+        if tab:
+            yield Row(number, {"image": image.partition("#")[0], "caption": caption}, min(1.0, at / size))
+        elif image:
+            yield BadRow(number, "line has no tab", image[:80])
+
+
+def _text(stream: IO[bytes], size: int, name: str) -> Rows:
+    """A text by itself is one row: its `txt`, and its `name` without .txt."""
+    stem = posixpath.basename(name).rpartition(".")[0]
+    yield Row(1, {"name": stem, "txt": stream.read(LONGEST).decode(errors="replace")}, 1.0)
 
 
 def _cell(text: str) -> object:
@@ -216,4 +196,6 @@ READERS: dict[str, Reader] = {
     ".csv": _csv,
     ".tsv": _csv,
     ".parquet": _parquet,
+    ".token": _tokens,
+    ".txt": _text,
 }

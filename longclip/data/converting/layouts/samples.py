@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from .files import Folder, Place, Unusable, members, open_tar
-from .rows import NO_JSON, BadRow
+from .rows import BadRow
+from .window import NO_JSON
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
 OTHERS = ("txt", "json")

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 from ....types import UserError
 from ...tars.encoding import LONGEST_KEY
 from . import samples
+from .fields import first, plain
 from .files import Files, Folder, Place, Unusable
 from .listings import Listing, discover, opened
-from .mapping import PLAIN, Layout, first, plain
+from .mapping import PLAIN, Layout
 from .rows import BadRow, reader
 
 
@@ -43,6 +44,7 @@ class Fault(NamedTuple):
     key: str  # "" where the entry has none
     reason: str  # a few words, the same for all of its kind: faults are counted by it
     detail: str = ""
+    split: str = ""  # "" where it is not known
 
 
 class Source:
@@ -95,18 +97,18 @@ class Source:
             before += listing.size
 
     def _entry(self, number: int, found: _Found) -> Entry | Fault:
-        key = ""
+        key = split = ""
         try:
             name, image = found.image or self._image(number, found)
             key = self._key(name, found)
+            split = self._split(number, name, found)
             if image is None:
                 raise Unusable("image is missing", f"{found.where} names {name}")
-            split = self._split(number, name, found)
             captions = self.layout.captions_of(found.fields)
             meta = {"image": plain(name)} | self.layout.meta_of(found.fields)
             return Entry(number, found.where, split, key, image, captions, meta)
         except Unusable as error:
-            return Fault(number, found.where, key, error.reason, error.detail)
+            return Fault(number, found.where, key, error.reason, error.detail, split)
 
     def _image(self, number: int, found: _Found) -> tuple[str, Place | bytes | None]:
         """The image that an entry names: its name, and where it is."""
