@@ -16,7 +16,9 @@ from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
 
 from . import dist, ema, runs
 from .curriculum import Curriculum
-from .evaluate import Evaluator, judge
+from .evaluate import Evaluator, Findings, examine, flat
+from .gallery import Gallery, galleries
+from .loggers import Wandb
 from .strategies.states import averaged, whole_weights
 from .towers.image import check_sizes, patch_dropout
 from .types import Batch
@@ -32,12 +34,19 @@ class Judge(Callback):
         benchmarks: name -> evaluator.
         every: samples between judgements; 0 judges only at the start and at the end.
         weights: which to judge, "raw" or "ema"; None: the running averages where the run keeps them.
+        gallery: failures each way and heat maps of every benchmark, for loggers that show pictures; 0: none.
     """
 
     def __init__(
-        self, run: str, benchmarks: Mapping[str, Evaluator], every: int = 0, weights: str | None = None
+        self,
+        run: str,
+        benchmarks: Mapping[str, Evaluator],
+        every: int = 0,
+        weights: str | None = None,
+        gallery: int = 0,
     ) -> None:
         self.run, self.benchmarks, self.every, self.weights = Path(run), benchmarks, every, weights
+        self.gallery = gallery
         self.judged_at = -1
 
     def on_fit_start(self, trainer: lightning.Trainer, module: Any) -> None:
@@ -60,12 +69,15 @@ class Judge(Callback):
             return
         started = time.monotonic()
         with averaged(trainer) if self.averaged else nullcontext(), whole_weights(trainer):
-            found = judge(module.tower, trainer.datamodule, self.benchmarks)  # type: ignore[attr-defined]
-        self.judged_at = module.samples_seen
+            findings = examine(module.tower, trainer.datamodule, self.benchmarks)  # type: ignore[attr-defined]
+            shown = self._galleries(trainer, module.tower, findings)
+        self.judged_at, found = module.samples_seen, flat(findings)
         if trainer.is_global_zero and found:
             runs.record(self.run, module.samples_seen, found)
             for logger in trainer.loggers:
                 logger.log_metrics(found, step=trainer.global_step)
+            for album in _albums(trainer):
+                album.log_galleries(shown, step=trainer.global_step)
             headline = ", ".join(headlines(found)[:3])
             log.info(
                 "judged at %s samples in %.1f s: %s",
@@ -73,6 +85,15 @@ class Judge(Callback):
                 time.monotonic() - started,
                 headline,
             )
+
+    def _galleries(self, trainer: lightning.Trainer, tower: Any, found: dict[str, Findings]) -> list[Gallery]:
+        """Made by every process, since sharded weights are gathered by all of them."""
+        return galleries(tower, found, self.gallery) if self.gallery and _albums(trainer) else []
+
+
+def _albums(trainer: lightning.Trainer) -> list[Wandb]:
+    """The loggers that show pictures."""
+    return [logger for logger in trainer.loggers if isinstance(logger, Wandb)]
 
 
 def headlines(found: dict[str, float]) -> list[str]:
