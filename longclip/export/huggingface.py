@@ -1,4 +1,4 @@
-"""Hugging Face's names for a CLIP: tensors, configuration, image processor.
+"""A model in Hugging Face's words: tensors, configuration, image processor (`towers.huggingface` reads them).
 
 Four formats share them: `CLIPModel`, its two halves with their projections (LLaVA takes the one, diffusers
 the other), and the bare text half as one file under the name that ComfyUI's loaders expect. The keys are
@@ -17,10 +17,11 @@ import open_clip
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..towers.huggingface import CONFIG, IN_A_BLOCK, NAMES, PROCESSOR, TURNED, WEIGHTS
 from .model import Plain
 from .vocabulary import END, PAD, START, same_tokenizer, write_tokenizer
 
-WEIGHTS, CONFIG, SINGLE = "model.safetensors", "config.json", "clip_l.safetensors"
+SINGLE = "clip_l.safetensors"
 BOTH = ("text", "image")
 
 CLIP_L = {"width": 768, "heads": 12, "layers": 12}
@@ -42,29 +43,6 @@ _SAID = {
     "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
     | {"pad_id", "eos_id", "hf_proj_type", "hf_pooler_type", "hf_model_pretrained"},
 }
-
-_NAMES = (
-    ("visual.transformer.resblocks.", "vision_model.encoder.layers."),
-    ("visual.class_embedding", "vision_model.embeddings.class_embedding"),
-    ("visual.positional_embedding", "vision_model.embeddings.position_embedding.weight"),
-    ("visual.conv1.", "vision_model.embeddings.patch_embedding."),
-    ("visual.ln_pre.", "vision_model.pre_layrnorm."),  # spelt so
-    ("visual.ln_post.", "vision_model.post_layernorm."),
-    ("visual.proj", "visual_projection.weight"),
-    ("transformer.resblocks.", "text_model.encoder.layers."),
-    ("token_embedding.", "text_model.embeddings.token_embedding."),
-    ("positional_embedding", "text_model.embeddings.position_embedding.weight"),
-    ("ln_final.", "text_model.final_layer_norm."),
-    ("text_projection", "text_projection.weight"),
-    ("logit_scale", "logit_scale"),
-)
-_IN_A_BLOCK = (
-    (".ln_1.", ".layer_norm1."),
-    (".ln_2.", ".layer_norm2."),
-    (".attn.", ".self_attn."),
-    (".mlp.c_fc.", ".mlp.fc1."),
-    (".mlp.c_proj.", ".mlp.fc2."),
-)
 
 
 def problems(made: Plain, parts: Collection[str] = BOTH) -> list[str]:
@@ -134,14 +112,14 @@ def _tower_of(name: str) -> str:
 
 def _renamed(name: str, tensor: Tensor) -> dict[str, Tensor]:
     """One tensor of open_clip's: attention inputs come apart in three, projections are turned."""
-    old, new = next(pair for pair in _NAMES if name.startswith(pair[0]))
+    old, new = next(pair for pair in NAMES if name.startswith(pair[0]))
     target = new + name.removeprefix(old)
-    for inside, outside in _IN_A_BLOCK:
+    for inside, outside in IN_A_BLOCK:
         target = target.replace(inside, outside)
     if ".in_proj_" in target:
         thirds = zip("qkv", tensor.chunk(3), strict=True)
         return {target.replace("in_proj_", f"{letter}_proj."): third.clone() for letter, third in thirds}
-    if name in ("visual.proj", "text_projection"):
+    if name in TURNED:
         return {target: tensor.T.contiguous()}
     return {target: tensor.reshape(()) if name == "logit_scale" else tensor}
 
@@ -234,7 +212,7 @@ def write(made: Plain, folder: Path, parts: tuple[str, ...] = BOTH) -> None:
     if "text" in parts:
         write_tokenizer(made.context_length, folder)
     if "image" in parts:
-        _write_json(folder / "preprocessor_config.json", image_processor(made.preprocess_cfg))
+        _write_json(folder / PROCESSOR, image_processor(made.preprocess_cfg))
     _write_json(folder / CONFIG, configuration(made, parts))
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..towers import configs
+from ..towers.huggingface import PROCESSOR
 from .huggingface import image_processor
 from .model import Plain
 from .vocabulary import same_tokenizer, write_padded
@@ -68,7 +69,7 @@ def write(made: Plain, folder: Path) -> None:
     ids_BL = torch.full((2, made.context_length), made.tokenizer.suffix[0])
     _trace(_Text(model), ids_BL, "input_ids", "text_embeds", folder / TEXT)
     write_padded(made.context_length, folder)
-    _write_json(folder / "preprocessor_config.json", image_processor(made.preprocess_cfg))
+    _write_json(folder / PROCESSOR, image_processor(made.preprocess_cfg))
     _write_json(folder / CONFIG, _configuration(made))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from ..types import UserError
@@ -53,7 +53,7 @@ def push(
         url = api.create_repo(repository, private=not public, exist_ok=True)
         operations = [CommitOperationAdd(path.name, path) for path in files]
         api.create_commit(repository, operations, commit_message="Export by longclip")
-    except (HfHubHTTPError, LocalTokenNotFoundError, OSError, RuntimeError) as error:
+    except (HTTPError, LocalTokenNotFoundError, OSError, RuntimeError) as error:
         raise UserError(
             f"{api.endpoint} did not take {repository}: {_short(error)}; `hf auth login` or HF_TOKEN "
             "with a token that may write there is needed"

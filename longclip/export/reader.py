@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 Job = dict[str, Any]
 
 
@@ -145,7 +147,6 @@ READERS = {
 
 if __name__ == "__main__":
     sys.meta_path.insert(0, Hidden())
-    import torch
     from safetensors.torch import save_file
 
     job = json.loads(Path(sys.argv[1]).read_text())

@@ -1,4 +1,4 @@
-"""Exports: open_clip alone opens them and gives the same features; what cannot be expressed is refused."""
+"""Exports: the libraries they are for give the same ids and features; what cannot be expressed is refused."""
 
 from __future__ import annotations
 
@@ -9,56 +9,132 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from towers import formats
 
-from longclip import export, parity
+from longclip import export
+from longclip.export import FORMATS, folders, huggingface, openclip, parity
 from longclip.towers.pretrained import Backbone, build
 from longclip.types import UserError
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _registered(tmp_path_factory: pytest.TempPathFactory) -> None:
-    formats.register(tmp_path_factory.mktemp("configs"))
+TEXTS = {f"text/{n}" for n in (1, 76, 77, 248, 400)}
+IMAGES, PICTURES = {"image/0", "image/1"}, {"picture/0", "picture/1"}
 
 
 @pytest.fixture
-def backbone(tmp_path: Path) -> Backbone:
-    """As training leaves it: stretched, frozen head, QuickGELU, patch dropout."""
-    file = formats.openai_archive(formats.model("tiny-quickgelu"), tmp_path / "ViT.pt")
-    return build("tiny", str(file), 248, freeze_positions=True, patch_dropout=0.25)
+def any_clip_l(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the tiny text tower pass for the one of ViT-L-14, but for its embedding (16) and width (64)."""
+    monkeypatch.setattr(huggingface, "CLIP_L", {"width": 64, "heads": 1, "layers": 2})
 
 
-def test_open_clip_alone_gives_the_same_features(backbone: Backbone, tmp_path: Path) -> None:
-    directory = export.export_open_clip(backbone, tmp_path / "out" / "export", {"run": "demo"})
-    assert sorted(path.name for path in directory.iterdir()) == sorted([export.CONFIG, export.WEIGHTS])
-    found = parity.verify(backbone, directory)
-    assert found.keys() == {f"text/{n}" for n in (1, 76, 77, 248, 400)} | {"image/0", "image/1"}
-    assert max(found.values()) <= 1e-5
+@pytest.fixture
+def square() -> Backbone:
+    """A tiny model whose embedding is as wide as its text tower, as that of ViT-L-14."""
+    config = {**formats.TINY, "embed_dim": 64, "quick_gelu": True}
+    config["text_cfg"] = {**config["text_cfg"], "context_length": 248}
+    model = open_clip.CLIP(**config).eval()
+    return Backbone(model, config, {**PREPROCESS, "size": 32}, TOKENIZER)
+
+
+PREPROCESS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
+TOKENIZER = export.model.Tokenizer(open_clip.tokenizer.SimpleTokenizer(), 248)
+
+
+def names(rows: list[parity.Row]) -> set[str]:
+    return {row.name for row in rows}
+
+
+def test_open_clip_without_longclip_gives_the_same_features(backbone: Backbone, tmp_path: Path) -> None:
+    directory = export.write(backbone, tmp_path / "out" / "export", provenance={"run": "demo"})
+    files = sorted(path.name for path in directory.iterdir())
+    assert files == sorted([openclip.CONFIG, openclip.WEIGHTS])
+    rows = parity.verify(backbone, "open_clip", directory)
+    assert names(rows) == TEXTS | IMAGES | PICTURES
+    assert max(row.difference for row in rows) <= 1e-5
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["hf", "hf-vision", "hf-text", "onnx"])
+def test_the_library_without_longclip_gives_the_same_features(
+    backbone: Backbone, kind: str, tmp_path: Path
+) -> None:
+    parity.verify(backbone, kind, export.write(backbone, tmp_path / "export", kind))
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("hf", TEXTS | IMAGES | PICTURES),
+        ("hf-vision", IMAGES | PICTURES),
+        ("hf-text", TEXTS),
+        ("onnx", TEXTS | IMAGES),
+    ],
+)
+@pytest.mark.usefixtures("here")
+def test_every_format_gives_the_same_ids_and_features(
+    backbone: Backbone, kind: str, expected: set[str], tmp_path: Path
+) -> None:
+    rows = parity.verify(backbone, kind, export.write(backbone, tmp_path / "export", kind))
+    assert names(rows) == expected
+    exact = [row for row in rows if not row.name.startswith("picture")]
+    assert max(row.difference for row in exact) <= (1e-4 if kind == "onnx" else 1e-5)
+    assert all(row.accepted <= 1e-4 for row in exact)
+
+
+@pytest.mark.usefixtures("here", "any_clip_l")
+def test_a_single_file_is_the_text_tower_that_its_loaders_build(square: Backbone, tmp_path: Path) -> None:
+    directory = export.write(square, tmp_path / "export", "clip_l", provenance={"run": "demo"})
+    assert [path.name for path in directory.iterdir()] == ["clip_l.safetensors"]
+    assert names(parity.verify(square, "clip_l", directory)) == TEXTS
+
+
+@pytest.mark.parametrize("kind", ["open_clip", "hf"])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.usefixtures("here")
+def test_half_precision_halves_the_file_and_moves_features_a_little(
+    backbone: Backbone, kind: str, dtype: str, tmp_path: Path
+) -> None:
+    directory = export.write(backbone, tmp_path / "export", kind, dtype)
+    file = directory / ("model.safetensors" if kind == "hf" else openclip.WEIGHTS)
+    assert {tensor.dtype for tensor in load_file(file).values()} == {export.DTYPES[dtype]}
+    rows = parity.verify(backbone, kind, directory, dtype)
+    assert 1e-5 < max(row.difference for row in rows) <= parity.HALF[dtype]
 
 
 @pytest.mark.parametrize("wrong", [0.5, float("nan")])
 def test_other_features_are_an_error(
     backbone: Backbone, wrong: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    theirs = {"text": torch.full((5, 16), 0.25), "image": torch.full((2, 16), 0.25)}
-    monkeypatch.setattr(parity, "_open_elsewhere", lambda *_: theirs)
-    ours = theirs["text"].clone()
-    ours[2, 0] = wrong
-    encode = {"encode_text": lambda _: ours, "encode_image": lambda _: theirs["image"]}
+    def changed(kind: str, directory: Path, shown: parity.Shown) -> dict[str, Tensor]:
+        text_SE = shown.text_SE.clone()
+        text_SE[2, 0] += wrong
+        return {"text": text_SE, "image": shown.image_BE}
+
+    monkeypatch.setattr(parity, "_open_elsewhere", changed)
     with pytest.raises(UserError, match=r"other features than the model it came from: text/77 by [^,]*$"):
-        parity.verify(backbone, "anywhere", **encode)
+        parity.verify(backbone, "open_clip", "anywhere")
+
+
+def test_other_ids_are_an_error(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    def changed(kind: str, directory: Path, shown: parity.Shown) -> dict[str, Tensor]:
+        ids = [[*ids, *[0] * (248 - len(ids))] for ids in shown.ids]
+        ids[1][3] += 1
+        return {"ids": torch.tensor(ids), "text": shown.text_SE}
+
+    monkeypatch.setattr(parity, "_open_elsewhere", changed)
+    with pytest.raises(UserError, match="other ids than the model was trained on, first for a caption of 76"):
+        parity.verify(backbone, "hf-text", "anywhere")
 
 
 def test_the_folder_says_what_the_model_is(backbone: Backbone, tmp_path: Path) -> None:
-    directory = export.export_open_clip(backbone, tmp_path / "export", {"run": "demo"})
-    config = json.loads((directory / export.CONFIG).read_text())
+    directory = export.write(backbone, tmp_path / "export", provenance={"run": "demo"})
+    config = json.loads((directory / openclip.CONFIG).read_text())
     assert config["longclip"] == {"run": "demo"}
     assert config["model_cfg"]["quick_gelu"] is True
     assert config["model_cfg"]["text_cfg"]["context_length"] == 248
     assert "patch_dropout" not in config["model_cfg"]["vision_cfg"]
     assert config["preprocess_cfg"].keys() == {"mean", "std", "interpolation", "resize_mode"}
-    tensors = load_file(directory / export.WEIGHTS)
+    tensors = load_file(directory / openclip.WEIGHTS)
     assert tensors.keys() == formats.model("tiny").state_dict().keys()
     assert torch.equal(tensors["positional_embedding"], backbone.model.positional_embedding)
     again = build(None, f"local-dir:{directory}", 248)
@@ -66,20 +142,23 @@ def test_the_folder_says_what_the_model_is(backbone: Backbone, tmp_path: Path) -
 
 
 def test_a_second_export_replaces_the_first(backbone: Backbone, tmp_path: Path) -> None:
-    export.export_open_clip(backbone, tmp_path / "export")
+    export.write(backbone, tmp_path / "export")
     with torch.no_grad():
         backbone.model.logit_scale.fill_(1.5)
-    export.export_open_clip(backbone, tmp_path / "export")
-    assert load_file(tmp_path / "export" / export.WEIGHTS)["logit_scale"] == 1.5
+    export.write(backbone, tmp_path / "export")
+    assert load_file(tmp_path / "export" / openclip.WEIGHTS)["logit_scale"] == 1.5
 
 
-def test_everything_that_cannot_be_expressed_is_listed(backbone: Backbone, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", FORMATS)
+def test_everything_that_open_clip_cannot_express_is_listed(
+    backbone: Backbone, kind: str, tmp_path: Path
+) -> None:
     backbone.model.pool = nn.Linear(2, 2)
     backbone.model.transformer.resblocks[0].mlp.gelu = nn.GELU()
     backbone.model.ln_final.bias.data[0] = float("nan")
     backbone.model_cfg["text_cfg"]["context_length"] = 77
-    with pytest.raises(UserError) as error:
-        export.export_open_clip(backbone, tmp_path / "export")
+    with pytest.raises(UserError, match=f"cannot be exported as {kind}") as error:
+        export.write(backbone, tmp_path / "export", kind)
     lines = str(error.value).splitlines()[1:]
     for words in (
         "context_length 77, the tokenizer cuts at 248",
@@ -93,18 +172,46 @@ def test_everything_that_cannot_be_expressed_is_listed(backbone: Backbone, tmp_p
     assert not (tmp_path / "export").exists()
 
 
+def test_what_half_precision_cannot_hold_is_refused(backbone: Backbone, tmp_path: Path) -> None:
+    backbone.model.ln_final.bias.data[0] = 1e6
+    with pytest.raises(UserError, match=r"ln_final\.bias holds NaN or infinity"):
+        export.write(backbone, tmp_path / "export", dtype="fp16")
+    export.write(backbone, tmp_path / "export", dtype="bf16")
+
+
+def test_a_missing_library_is_named_with_its_extra(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FORMATS, "onnx", FORMATS["onnx"]._replace(needs=("no_such_module",)))
+    with pytest.raises(UserError, match=r"no_such_module, not installed here: pip install 'longclip\[onnx"):
+        export.write(backbone, tmp_path / "export", "onnx")
+
+
 def test_a_full_disk_leaves_no_half_export(
     backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export.export_open_clip(backbone, tmp_path)
+    export.write(backbone, tmp_path)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export, "save_file", full)
+    monkeypatch.setattr(openclip, "save_file", full)
     with pytest.raises(UserError, match="No space left"):
-        export.export_open_clip(backbone, tmp_path)
+        export.write(backbone, tmp_path)
     assert build(None, f"local-dir:{tmp_path}", 248).model is not None
+
+
+def test_a_run_that_dies_midway_leaves_nothing_that_opens(tmp_path: Path) -> None:
+    def fill(folder: Path, text: str) -> None:
+        (folder / "a-config").write_text(text)
+        (folder / "weights").write_text(text)
+
+    folders.write_whole(tmp_path, "a-config", lambda folder: fill(folder, "old"))
+    (tmp_path / "weights").unlink()
+    (tmp_path / "weights").mkdir()  # so that moving the new ones fails
+    with pytest.raises(UserError, match="could not be written"):
+        folders.write_whole(tmp_path, "a-config", lambda folder: fill(folder, "new"))
+    assert [path.name for path in tmp_path.iterdir()] == ["weights"]
 
 
 def test_imported_long_clip_keeps_its_features(tmp_path: Path) -> None:
@@ -115,11 +222,11 @@ def test_imported_long_clip_keeps_its_features(tmp_path: Path) -> None:
     ids_SL = torch.randint(1, 49407, (2, 248))
     with torch.no_grad():
         assert torch.equal(theirs.encode_text(ids_SL), source.encode_text(ids_SL))
-    assert len(json.loads((directory / export.CONFIG).read_text())["longclip"]["sha256"]) == 64
+    assert len(json.loads((directory / openclip.CONFIG).read_text())["longclip"]["sha256"]) == 64
 
 
 def test_imported_openai_archives_are_stretched_on_request(tmp_path: Path) -> None:
     file = formats.openai_archive(formats.model("tiny"), tmp_path / "ViT.pt")
     for context_length, rows in ((None, 77), (248, 248)):
         directory = export.import_weights(str(file), tmp_path / str(rows), context_length=context_length)
-        assert load_file(directory / export.WEIGHTS)["positional_embedding"].shape[0] == rows
+        assert load_file(directory / openclip.WEIGHTS)["positional_embedding"].shape[0] == rows
