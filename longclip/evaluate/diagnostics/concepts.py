@@ -26,7 +26,7 @@ from ...data.module import DataModule
 from ...data.tars.dataset import Dataset
 from ...types import UserError
 from ..features import features
-from ..judging import Each, Findings, Judged
+from ..judging import Each, Findings, Judged, Split, batches, protocol
 from .seen import Seen, mean
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Concepts:
     the first of each image, whole, whatever the context length.
 
     Args:
-        split: which evaluation set.
+        split: which evaluation set, of the run or a `sets.PairSet`.
         train: folder of the training shards; None: what the data trains on.
         edges: shares of the training images.
         common: what is in the captions of a larger share than this is no concept.
@@ -53,7 +53,7 @@ class Concepts:
     Raises UserError where there is no training data to count.
     """
 
-    split: str
+    split: Split
     train: str | None = None
     edges: Sequence[float] = (0.0001, 0.01)
     common: float = 0.5
@@ -63,9 +63,9 @@ class Concepts:
     def __call__(self, tower: Any, data: Judged) -> Findings:
         shares = frequencies(self._trained_on(data), self.sample)
         groups = Groups({"whole": Whole()}, seed=0, shuffle=False)
-        batches = data.judge_batches(self.split, self.batch_size, groups)
-        hits = Seen(features(tower, batches), groups.slots).hits("whole")
-        named = naming(batches.data)
+        shown = batches(self.split, tower, data, self.batch_size, groups)
+        hits = Seen(features(tower, shown), groups.slots).hits("whole")
+        named = naming(shown.data)
         numbers, each = dict[str, float](), dict[str, Each]()
         for kind, words in self._by_frequency(named, shares).items():
             numbers[f"{kind}/concepts"] = float(len(words))
@@ -73,7 +73,7 @@ class Concepts:
                 values = [sum(of_images.values[row] for row in named[w]) / len(named[w]) for w in words]
                 each[f"{kind}/{name}"] = Each(words, values)
                 numbers[f"{kind}/{name}"] = mean(each[f"{kind}/{name}"])
-        return Findings(numbers, each=each)
+        return Findings(numbers, protocol(self.split), each)
 
     def _trained_on(self, data: Judged) -> Dataset | Corpus:
         if self.train is not None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from ...captions import First, Groups, Policy
 from ...data.module import transform_of
 from ...models import load
 from ...towers.clip import DualTower
 from ...types import UserError
 from ..features import features
-from ..judging import Each, Findings, Judged
+from ..judging import Each, Findings, Judged, Split, batches, protocol
 from .seen import Seen, mean, r1
 
 
@@ -19,11 +21,12 @@ from .seen import Seen, mean, r1
 class Retention:
     """R@1 by a short caption, of the model and of the one it started from, each with its own preprocessing.
 
-    `kept` is the model's mean R@1 of both directions in percent of the other's: above 100 it has gained.
+    `kept` is the model's mean R@1 of both directions in percent of the other's: above 100 it has gained; left
+    out where the other finds nothing.
     `i2t_change` and `t2i_change` are differences in points.
 
     Args:
-        split: which evaluation set.
+        split: which evaluation set, of the run or a `sets.PairSet`.
         reference: the model that training started from, as `models.load` takes it.
         view: the short caption.
         batch_size: images encoded at once.
@@ -31,7 +34,7 @@ class Retention:
     Raises UserError where no reference is named.
     """
 
-    split: str
+    split: Split
     reference: str | None
     view: Policy = field(default_factory=First)
     batch_size: int = 128
@@ -42,17 +45,23 @@ class Retention:
                 "retention compares with the model that training started from: say which, for example "
                 "reference=ViT-B-16/openai"
             )
-        device = next(tower.parameters()).device
-        start = DualTower(load(self.reference)).to(device).eval()
         groups = Groups({"short": self.view}, seed=0, shuffle=False)
-        batches = data.judge_batches(self.split, self.batch_size, groups)
-        own = Seen(features(tower, batches), groups.slots).hits("short")
-        batches = batches.seen_by(start.tokenizer, transform_of(start.preprocess_cfg))
-        theirs = Seen(features(start, batches), groups.slots).hits("short")
+        shown = batches(self.split, tower, data, self.batch_size, groups)
+        own = Seen(features(tower, shown), groups.slots).hits("short")
+        theirs = self._of_reference(data, groups, next(tower.parameters()).device)
         changes = {name.replace("r1", "change"): _less(own[name], theirs[name]) for name in own}
         each = {**own, **changes, **{f"reference/{name}": values for name, values in theirs.items()}}
-        kept = 100 * r1(own) / r1(theirs) if r1(theirs) else 0.0
-        return Findings({"kept": kept, **{name: mean(values) for name, values in each.items()}}, each=each)
+        kept = {"kept": 100 * r1(own) / r1(theirs)} if r1(theirs) else {}
+        numbers = {**kept, **{name: mean(values) for name, values in each.items()}}
+        return Findings(numbers, protocol(self.split), each)
+
+    def _of_reference(self, data: Judged, groups: Groups, device: torch.device) -> dict[str, Each]:
+        assert self.reference is not None
+        start = DualTower(load(self.reference)).to(device).eval()
+        shown = batches(self.split, start, data, self.batch_size, groups)
+        if isinstance(self.split, str):  # the run reads its sets for the model that is judged
+            shown = shown.seen_by(start.tokenizer, transform_of(start.preprocess_cfg))
+        return Seen(features(start, shown), groups.slots).hits("short")
 
 
 def _less(own: Each, theirs: Each) -> Each:

@@ -38,12 +38,15 @@ class Seen(NamedTuple):
         """See `Pairs`."""
         k, found = self.slots[view].start, self.found
         row_Q = (found.lengths_NK[:, k] > 0).nonzero()[:, 0]
+        there_Q = row_Q.to(found.image_NE.device)
         dropped_Q = found.dropped_NK[row_Q, k]
-        features = (
-            feature.index_select(0, row_Q.to(feature.device))
-            for feature in (found.image_NE, found.text_NKE[:, k])
+        return Pairs(
+            keys=chosen(found.keys, row_Q),
+            image_QE=found.image_NE[there_Q],
+            text_QE=found.text_NKE[there_Q, k],
+            tokens_Q=found.lengths_NK[row_Q, k] + dropped_Q,
+            dropped_Q=dropped_Q,
         )
-        return Pairs(chosen(found.keys, row_Q), *features, found.lengths_NK[row_Q, k] + dropped_Q, dropped_Q)
 
     def hits(self, view: str, chosen_N: Tensor | None = None) -> dict[str, Each]:
         """R@1 of both directions, 100 or 0 for each query: the captions of a view against all images.

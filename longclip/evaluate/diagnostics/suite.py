@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from ...captions import Groups, Policy
 from ...tokens import Tokenizer
 from ..features import features
-from ..judging import Each, Findings, Judged
+from ..judging import Each, Findings, Judged, Split, batches, protocol
 from .seen import Seen
 
 
@@ -33,12 +33,12 @@ class Diagnostics:
     """Diagnoses of one split, for one caption of each image: the first.
 
     Args:
-        split: which evaluation set.
+        split: which evaluation set, of the run or a `sets.PairSet`.
         parts: by name. Views that several of them share are encoded once.
         batch_size: images encoded at once.
     """
 
-    split: str
+    split: Split
     parts: Mapping[str, Part]
     batch_size: int = 128
 
@@ -46,14 +46,14 @@ class Diagnostics:
         views = {name: part.views(tower.tokenizer) for name, part in self.parts.items()}
         distinct = _distinct(views)
         groups = Groups(distinct, seed=0, shuffle=False)
-        found = features(tower, data.judge_batches(self.split, self.batch_size, groups))
+        found = features(tower, batches(self.split, tower, data, self.batch_size, groups))
         numbers, each = dict[str, float](), dict[str, Each]()
         for name, part in self.parts.items():
             slots = {view: groups.slots[_name(distinct, policy)] for view, policy in views[name].items()}
             told = part.read(Seen(found, slots))
             numbers |= {f"{name}/{number}": value for number, value in told.numbers.items()}
             each |= {f"{name}/{number}": values for number, values in told.each.items()}
-        return Findings(numbers, each=each)
+        return Findings(numbers, protocol(self.split), each)
 
 
 def _distinct(views: Mapping[str, Mapping[str, Policy]]) -> dict[str, Policy]:
