@@ -14,7 +14,9 @@ from string import Template
 from typing import NamedTuple
 
 from longclip import runs
-from longclip.gallery import Gallery
+from longclip.evaluate import Findings
+from longclip.gallery import Gallery, galleries
+from longclip.towers.clip import DualTower
 
 from ..deltas import Delta, Results, compare
 from ..results import find, flat, load
@@ -25,6 +27,7 @@ from .tables import HEAD, cells, number, others, views
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 CLIP = 77  # tokens that CLIP reads
+SHOWN = 8  # failures each way, and images with heat maps
 
 
 class Against(NamedTuple):
@@ -52,19 +55,33 @@ def against(results: Results, folder: str | None, run: Path | None) -> Against |
     return Against(f"{run}, before its first step", start, deltas)
 
 
+def make(
+    folder: Path, tower: DualTower, findings: Mapping[str, Findings], results: Results, yardstick: str | None
+) -> Path:
+    """Write `report.html` into a folder of results: what was kept there, with galleries of the new findings.
+
+    Args:
+        yardstick: a judged model or a folder of results to compare with; None: the start of the model's run.
+    """
+    run = history.run_of(next(iter(results.values())).model)
+    path = folder / "report.html"
+    write(path, results, galleries(tower, findings, SHOWN), against(results, yardstick, run), run)
+    return path
+
+
 def write(
-    path: Path, results: Results, galleries: Sequence[Gallery], yardstick: Against | None, run: Path | None
+    path: Path, results: Results, shown: Sequence[Gallery], yardstick: Against | None, run: Path | None
 ) -> None:
     """Write the page of one model's results; what is there is replaced."""
     first = next(iter(results.values()))
     page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=escape(first.model),
         facts=_facts(results, yardstick),
-        rules=examples.rules(galleries),
+        rules=examples.rules(shown),
         results="".join(_benchmark(name, results, yardstick) for name in results),
         lengths=_lengths(results, yardstick),
         training=_training(run) if run else "",
-        galleries="".join(examples.gallery(shown, at) for at, shown in enumerate(galleries)),
+        galleries="".join(examples.gallery(one, number) for number, one in enumerate(shown)),
     )
     path.write_text(page, encoding="utf-8")
 
