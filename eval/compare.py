@@ -18,6 +18,7 @@ from rich.table import Table
 from longclip.types import UserError
 
 from .deltas import LEVEL, Results, compare
+from .report.tables import number
 from .results import find, load
 
 _MINOR = re.compile(r"_(r5|r10|median|queries)$")
@@ -34,8 +35,8 @@ def rows(names: Sequence[str], found: Sequence[Results], everything: bool, resam
         )
     head = ["", names[0], *(cell for name in names[1:] for cell in (name, "difference"))]
     body = [
-        [name, f"{columns[0][name].yardstick:.1f}"]
-        + [cell for column in columns for cell in (f"{column[name].value:.1f}", str(column[name]))]
+        [name, number(columns[0][name].yardstick)]
+        + [cell for column in columns for cell in (number(column[name].value), str(column[name]))]
         for name in numbers
         if everything or not _MINOR.search(name)
     ]

@@ -39,9 +39,10 @@ class Delta(NamedTuple):
         return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
 
     def __str__(self) -> str:
-        shown = f"{self.value - self.yardstick:+.1f}"
+        digits = 1 if max(abs(self.yardstick), abs(self.value)) >= 10 else 2  # as `report.tables.number`
+        shown = f"{self.value - self.yardstick:+.{digits}f}"
         if self.interval:
-            shown += f" [{self.interval[0]:+.1f}, {self.interval[1]:+.1f}]"
+            shown += f" [{self.interval[0]:+.{digits}f}, {self.interval[1]:+.{digits}f}]"
         return shown + (" *" if self.sure else "")
 
 

@@ -27,7 +27,8 @@ from longclip.types import UserError
 from .report import markdown
 
 DETAILS = "details.json"
-_THEIRS = {"i2t": "text_retrieval", "t2i": "image_retrieval"}  # what is found, not what is asked
+_FOUND = {"i2t": "text_retrieval", "t2i": "image_retrieval"}  # named by what is found, not by what is asked
+_THEIRS = {"top1": "acc1", "top5": "acc5", "mean_per_class": "mean_per_class_recall"}
 
 
 @dataclass(frozen=True)
@@ -91,16 +92,18 @@ def flat(results: Mapping[str, Result]) -> dict[str, float]:
 
 
 def clip_benchmark(numbers: Mapping[str, float]) -> dict[str, float]:
-    """Retrieval under CLIP_benchmark's names, as shares of one: `image_retrieval_recall@5` finds images.
+    """Retrieval and classification under CLIP_benchmark's names, as shares of one.
 
-    >>> clip_benchmark({"coco/long/t2i_r5": 62.5, "coco/long/t2i_median": 3.0})
-    {'coco/long/image_retrieval_recall@5': 0.625}
+    >>> clip_benchmark({"coco/long/t2i_r5": 62.5, "coco/long/t2i_median": 3.0, "cifar10/top1": 50.0})
+    {'coco/long/image_retrieval_recall@5': 0.625, 'cifar10/acc1': 0.5}
     """
     theirs = {}
     for name, value in numbers.items():
-        found = re.fullmatch(r"(.*/)?(i2t|t2i)_r(\d+)", name)
-        if found:
-            theirs[f"{found[1] or ''}{_THEIRS[found[2]]}_recall@{found[3]}"] = value / 100
+        place, slash, own = name.rpartition("/")
+        found = re.fullmatch(r"(i2t|t2i)_r(\d+)", own)
+        named = f"{_FOUND[found[1]]}_recall@{found[2]}" if found else _THEIRS.get(own)
+        if named:
+            theirs[place + slash + named] = value / 100
     return theirs
 
 
