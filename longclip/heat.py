@@ -19,7 +19,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from .data.images import EvalTransform
 from .towers.clip import DualTower
 from .towers.image import has_patches
 from .types import Box, UserError
@@ -68,20 +67,11 @@ def check(tower: DualTower) -> None:
         )
 
 
-def window(transform: EvalTransform, height: int, width: int) -> Box:
-    """The part of an image that the transform shows the model, as fractions of the image.
-
-    Beyond [0, 1] where the transform pads.
-    """
-    down, across = (transform.size / side for side in transform.resized(height, width))
-    return ((1 - across) / 2, (1 - down) / 2, (1 + across) / 2, (1 + down) / 2)
-
-
 def overlay(heat_YX: Tensor, height: int, width: int, shown: Box = (0, 0, 1, 1)) -> bytes:
     """One map as a PNG to lay over its image at height x width pixels: its least value cold, its most hot.
 
     Args:
-        shown: the part of the image that the map covers (`window`); what lies outside stays clear.
+        shown: the part of the image that the map covers (`EvalTransform.window`); the rest stays clear.
     """
     left, top, right, bottom = shown
     inner = (max(1, round((bottom - top) * height)), max(1, round((right - left) * width)))

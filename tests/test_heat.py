@@ -56,7 +56,7 @@ def test_a_tower_without_patches_is_refused_in_a_sentence(backbone):
 @pytest.mark.parametrize(("height", "width"), [(60, 200), (200, 60), (90, 90)])
 def test_the_window_is_where_the_shown_pixels_come_from(mode, height, width):
     transform = EvalTransform(64, mode)
-    left, top, right, bottom = heat.window(transform, height, width)
+    left, top, right, bottom = transform.window(height, width)
     image_CHW = torch.zeros(3, height, width)  # red tells the column, green the row, blue the image
     image_CHW[0] = (torch.arange(width) + 0.5) / width
     image_CHW[1] = ((torch.arange(height) + 0.5) / height)[:, None]

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional
 
-from ..types import UserError
+from ..types import Box, UserError
 
 MAX_PIXELS = 89_478_485  # PIL's own limit against decompression bombs: 256 MiB of RGB
 
@@ -134,6 +134,11 @@ class EvalTransform:
             return max(1, round(size * height / longest)), max(1, round(size * width / longest))
         # Truncated, as torchvision's Resize does.
         return (size, int(size * width / height)) if height < width else (int(size * height / width), size)
+
+    def window(self, height: int, width: int) -> Box:
+        """The part of an image that is shown, as fractions of the image; beyond [0, 1] where it is padded."""
+        down, across = (self.size / side for side in self.resized(height, width))
+        return ((1 - across) / 2, (1 - down) / 2, (1 + across) / 2, (1 + down) / 2)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from ..captions import Groups, tokenise
 from ..tokens import Tokenizer
-from ..types import Batch, Caption, Record, Sample
+from ..types import Batch, Box, Caption, Record, Sample
 from .images import EvalTransform
 from .loading import collate, picture
 
@@ -33,8 +33,8 @@ class Records(Protocol):
 class JudgeBatches:
     """Pairs of (samples, `Batch`) by number; the last batch may be smaller.
 
-    The samples are those of the batch, with the box of every text that has one, in fractions of the
-    whole image: they fit the pixels where nothing was cropped.
+    The samples are those of the batch, with the box of every text that has one, in fractions of what is shown
+    of the image; a box outside of that is left out.
     """
 
     def __init__(self, data: Records, batch_size: int, groups: Groups, transform: EvalTransform) -> None:
@@ -63,8 +63,24 @@ class JudgeBatches:
 
     def _sample(self, index: int) -> Sample:
         record, image_CHW = picture(self.data, index)
-        texts = self.groups.show(record.captions, record.key, epoch=0)
+        window = self.transform.window(*image_CHW.shape[1:])
+        shown = self.groups.show(record.captions, record.key, epoch=0)
+        texts = tuple(text and text._replace(box=_inside(text.box, window)) for text in shown)
         return Sample(record.key, self.transform(image_CHW), texts)
+
+
+def _inside(box: Box | None, window: Box) -> Box | None:
+    """What of a box lies in a window, in fractions of the window; None where nothing does."""
+    if box is None:
+        return None
+    left, right = _part(box[0], box[2], window[0], window[2])
+    top, bottom = _part(box[1], box[3], window[1], window[3])
+    return (left, top, right, bottom) if left <= right and top <= bottom else None
+
+
+def _part(low: float, high: float, start: float, end: float) -> tuple[float, float]:
+    """Low to high in fractions of start to end, cut off there; the wrong way round where they are apart."""
+    return max((low - start) / (end - start), 0), min((high - start) / (end - start), 1)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from .sharing import collect_values, share
 class Pointing:
     """Does the patch most like a sentence lie in the box that the sentence talks about?
 
-    Reported beside it: what a patch drawn at random would score (`chance`). The boxes are fractions of the
-    whole image, so the transform must not crop (square images, or resize_mode=squash).
+    Reported beside it: what a patch drawn at random would score (`chance`). Where the model is shown a part
+    of the image, the part of the box that lies in it counts; sentences about what is cut off are left out.
     """
 
     split: str

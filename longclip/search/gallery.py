@@ -100,7 +100,7 @@ class Gallery:
         image_CHW = picture(self.searcher.index.path(number))
         height, width = image_CHW.shape[1:]
         _, patches_YXE = heat.patches(self.searcher.tower, self.searcher.transform(image_CHW))
-        shown = heat.window(self.searcher.transform, height, width)
+        shown = self.searcher.transform.window(height, width)
         return Prepared(*_on_page(height, width), shown, patches_YXE)
 
 
