@@ -23,7 +23,7 @@ class Retention:
 
     `kept` is the model's mean R@1 of both directions in percent of the other's: above 100 it has gained; left
     out where the other finds nothing.
-    `i2t_change` and `t2i_change` are differences in points.
+    `change_i2t` and `change_t2i` are differences in points.
 
     Args:
         split: which evaluation set, of the run or a `sets.PairSet`.
@@ -49,7 +49,7 @@ class Retention:
         shown = batches(self.split, tower, data, self.batch_size, groups)
         own = Seen(features(tower, shown), groups.slots).hits("short")
         theirs = self._of_reference(data, groups, next(tower.parameters()).device)
-        changes = {name.replace("r1", "change"): _less(own[name], theirs[name]) for name in own}
+        changes = {f"change_{name[:3]}": _less(own[name], theirs[name]) for name in own}
         each = {**own, **changes, **{f"reference/{name}": values for name, values in theirs.items()}}
         kept = {"kept": 100 * r1(own) / r1(theirs)} if r1(theirs) else {}
         numbers = {**kept, **{name: mean(values) for name, values in each.items()}}

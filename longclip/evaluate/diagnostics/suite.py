@@ -35,12 +35,12 @@ class Diagnostics:
     Args:
         split: which evaluation set, of the run or a `sets.PairSet`.
         parts: by name. Views that several of them share are encoded once.
-        batch_size: images encoded at once.
+        batch_size: images encoded at once, each with the texts of all views.
     """
 
     split: Split
     parts: Mapping[str, Part]
-    batch_size: int = 128
+    batch_size: int = 32
 
     def __call__(self, tower: Any, data: Judged) -> Findings:
         views = {name: part.views(tower.tokenizer) for name, part in self.parts.items()}
