@@ -20,7 +20,7 @@ from typing import Any
 import hydra
 import hydra.utils
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -129,8 +129,16 @@ def explain(error: BaseException, config_name: str) -> str | None:
             f"no space left for what the run writes ({error}): free some where runs= lies, or point it "
             "elsewhere, then go on with resume=auto; checkpoints that are whole are intact"
         )
+    for cause in causes:
+        if type(cause).__name__ == "MisconfigurationException":  # Lightning's
+            return (
+                f"this trainer cannot be had: {_first_line(cause)} (python train.py --cfg job shows its keys, "
+                "longclip doctor looks at this machine)"
+            )
+    if isinstance(error, InstantiationException):  # it names the class, and its cause what went wrong
+        return f"{_first_line(error)} {_first_line(causes[-1])}"
     if isinstance(error, (HydraException, OmegaConfBaseException)):
-        return _config_sentence(str(error), config_name)
+        return _config_sentence(error, config_name)
     return None
 
 
@@ -145,16 +153,20 @@ def _is_user_error(error: BaseException) -> bool:
     return any(base.__name__ == "UserError" for base in type(error).__mro__)
 
 
-def _config_sentence(message: str, config_name: str) -> str:
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _config_sentence(error: BaseException, config_name: str) -> str:
     """Hydra's message with the nearest names that do exist."""
-    first = message.strip().splitlines()[0]
-    unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", message)
+    unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", str(error))
     if unknown:
         key = unknown[1] or unknown[2]
         near = nearest(key, list(config_keys(config_name)))
         listing = f"python {PROGRAMS[config_name]} --cfg job lists all"
         return f"unknown config key {key!r}; nearest: {', '.join(near)} ({listing})"
-    return f"{first} (python {PROGRAMS[config_name]} --help lists the groups and their choices)"
+    listing = f"python {PROGRAMS[config_name]} --help lists the groups and their choices"
+    return f"{_first_line(error)} ({listing})"
 
 
 def nearest(key: str, known: list[str], count: int = 3) -> list[str]:

@@ -383,7 +383,7 @@ LINE = {"image": "images/0.jpg", "captions": ["x y"]}
         ({**LINE, "captions": list("A dog.")}, "captions are single letters"),
         ({**LINE, "captions": [["A dog."]]}, "captions are no text"),
         ({**LINE, "captions": {"raw": 3}}, "captions are no text"),
-        ({"image": "images/0.jpg"}, "captions are no list of texts"),
+        ({"image": "images/0.jpg"}, "no captions"),
         ({**LINE, "split": "../../etc"}, "split is no plain name"),
         ({**LINE, "split": 3}, "split is no plain name"),
         ({**LINE, "key": ["k"]}, "key is no text"),

@@ -129,7 +129,9 @@ def _listed(url: str, storage: Storage) -> list[Shard]:
 
 def _found(folder: Path) -> list[Shard]:
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder of shards (looked for {folder}/000000.tar); {MAKE}")
+        raise UserError(
+            f"{folder} is no folder of shards (looked for {folder}/000000.tar); {_instead(folder)}"
+        )
     if (folder / UNFINISHED).exists():
         raise UserError(f"{folder} is UNFINISHED: its conversion was interrupted or still runs; run it again")
     if (folder / LIST).exists():
@@ -142,6 +144,12 @@ def _found(folder: Path) -> list[Shard]:
         raise UserError(f"{folder} holds no shards (looked for {folder}/000000.tar); {hint}")
     indexes = [(tar.name, read_index(tar)) for tar in tars]
     return [Shard(name, i.samples, i.captions, i.bytes, i.sha256) for name, i in indexes]
+
+
+def _instead(folder: Path) -> str:
+    """What to name where there is no such folder: those beside it, if any."""
+    beside = ", ".join(sorted(path.parent.name for path in folder.parent.glob(f"*/{LIST}")))
+    return f"{folder.parent} has {beside}: name one of them (data.train, data.judge)" if beside else MAKE
 
 
 def _columns(index: Index) -> Columns:

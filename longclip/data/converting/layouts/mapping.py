@@ -113,7 +113,10 @@ class Layout:
             Unusable: what is there is no text.
         """
         if self.listed:
-            return _listed(find(fields, self.listed))
+            value = find(fields, self.listed)
+            if value is None:
+                raise Unusable("no captions", f"no field {self.listed!r}, the entry has {', '.join(fields)}")
+            return _listed(value)
         found = []
         for rule in self.captions:
             texts = rule.texts(fields) or ([] if rule.optional else [""])
