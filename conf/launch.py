@@ -132,8 +132,8 @@ def explain(error: BaseException, config_name: str) -> str | None:
     for cause in causes:
         if type(cause).__name__ == "MisconfigurationException":  # Lightning's
             return (
-                f"this trainer cannot be had: {_first_line(cause)} (python train.py --cfg job shows its keys, "
-                "longclip doctor looks at this machine)"
+                f"this trainer cannot be had: {_first_line(cause)} (python train.py --cfg job shows "
+                "its keys, longclip doctor looks at this machine)"
             )
     if isinstance(error, InstantiationException):  # it names the class, and its cause what went wrong
         return f"{_first_line(error)} {_first_line(causes[-1])}"
