@@ -7,7 +7,6 @@ or with a palette), of which 255 is ignored.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -88,16 +87,17 @@ class Masks:
         nothing_HW = (label_HW == 0) | (label_HW == IGNORED)
         return (label_HW - 1).masked_fill(nothing_HW, IGNORED)
 
-    def _names(self, folder: Folder) -> Iterator[str]:
+    def _names(self, folder: Folder) -> list[str]:
         if self.listing is None:
             before, after = self.images.split("{}")
-            for path in folder.match(self.images.replace("{}", "*")):
-                yield path[len(before) : len(path) - len(after)]
-            return
-        place = folder.find(self.listing)
-        if place is None:
-            raise UserError(absent(str(folder.root), f"lacks {self.listing}", self.tree))
-        yield from Path(place.path).read_text("utf-8").split()
+            paths = folder.match(self.images.replace("{}", "*"))
+            names = [path[len(before) : len(path) - len(after)] for path in paths]
+        else:
+            place = folder.find(self.listing)
+            names = Path(place.path).read_text("utf-8").split() if place else []
+        if not names:
+            raise UserError(absent(str(folder.root), f"lacks {self.listing or self.images}", self.tree))
+        return names
 
     def _scene(self, folder: Folder, name: str) -> Scene | str:
         try:
