@@ -1,46 +1,90 @@
-"""Judge a model offline: `python -m eval.run model=runs/demo benchmark=scenes`.
+"""Judge a model: `python -m eval.run model=runs/demo benchmark=[urban1k,docci]`.
 
-The same evaluators on the same data path as during training (`longclip.evaluate`).
+The same evaluators on the same data path as during training (`longclip.evaluate`). Processes that torchrun
+or srun starts share the work; the first of them prints and writes.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import re
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from conf.launch import launch
+from conf.launch import evaluators, instantiate, launch
 
 
 def evaluate(config: DictConfig) -> dict[str, float]:
-    """Load a model, run the benchmarks, print a table, write metrics.json."""
+    """Load a model, run the benchmarks, keep and show what they find; returns all numbers."""
     import torch
-    from rich.console import Console
 
-    from conf.launch import instantiate
-    from eval.report import table
-    from longclip.evaluate import judge
+    from eval.leaks import check
+    from longclip import dist
+    from longclip.launching import place
     from longclip.models import load
     from longclip.towers.clip import DualTower
 
-    backbone = load(config.source, config.context_length, config.weights)
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    tower = DualTower(backbone).to(device)
+    here = place()
+    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and here.world > 1:
+        torch.cuda.set_device(here.local_rank)
+    if here.rank > 0:
+        logging.getLogger().setLevel(logging.WARNING)
+    with dist.group(device):
+        backbone = load(config.source, config.context_length, config.weights)
+        tower = DualTower(backbone).to(device)
+        findings, seconds = _judge(tower, _data(config, tower), evaluators(config.benchmark))
+        if here.rank > 0:
+            return {}
+        return _finish(config, tower, backbone, check(findings, config.source, config.overlap), seconds)
+
+
+def _data(config: DictConfig, tower: Any) -> Any:
+    """What holds the evaluation sets of a run; published sets bring their own and need none of it made."""
     data = instantiate(config.data, groups=None, tokenizer=tower.tokenizer, preprocess=tower.preprocess_cfg)
-    data.prepare_data()
-    metrics = judge(tower, data, instantiate(config.benchmark))
+    nodes = [node for node in config.benchmark.values() if OmegaConf.is_dict(node)]
+    if any(isinstance(node.get("split"), str) for node in nodes):
+        data.prepare_data()
+    return data
+
+
+def _judge(tower: Any, data: Any, benchmarks: dict[str, Any]) -> tuple[dict[str, Any], dict[str, float]]:
+    """Findings, and the seconds that each benchmark took."""
+    from longclip.evaluate import examine
+
+    findings, seconds = {}, {}
+    for name, evaluator in benchmarks.items():
+        started = time.monotonic()
+        findings |= examine(tower, data, {name: evaluator})
+        seconds[name] = time.monotonic() - started
+    return findings, seconds
+
+
+def _finish(
+    config: DictConfig, tower: Any, backbone: Any, findings: dict[str, Any], seconds: dict[str, float]
+) -> dict[str, float]:
+    """Write what was found, and show it."""
+    from rich.console import Console
+
+    from eval.report import page, table
+    from eval.results import Facts, flat, folder_of, write
+    from longclip.models import fingerprint
+
+    settings = OmegaConf.to_container(config.benchmark, resolve=True)
+    facts = Facts(config.source, fingerprint(backbone), tower.context_length, settings, seconds)
+    folder = Path(config.out) if config.out else folder_of(config.source)
+    results = write(folder, findings, facts)
+    numbers = flat({name: results[name] for name in findings})
     console = Console(width=None if Console().is_terminal else 110)
-    console.print(table(metrics, None, title=config.source))
-    folder = Path(config.out) if config.out else Path(config.source)
-    if config.out or folder.is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "eval.json"
-        path.write_text(json.dumps(metrics, indent=1) + "\n")
-        console.print(f"metrics: {path}")
-    return metrics
+    console.print(table(numbers, None, title=config.source))
+    console.print(f"metrics: {folder / 'metrics.json'}")
+    if config.report:
+        console.print(f"report: {page.make(folder, tower, findings, results, config.against)}")
+    return numbers
 
 
 def main() -> None:

@@ -12,12 +12,36 @@ in a tower (reached through `gather`) or in a term (reached directly).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
+
+from .launching import place, plugins
+
+
+@contextmanager
+def group(device: torch.device) -> Iterator[None]:
+    """The processes that srun or torchrun has started, as one group: for programs that have no trainer.
+
+    Args:
+        device: where this process computes.
+    """
+    here = place()
+    if here.world == 1:
+        yield
+        return
+    found = plugins()[0]  # knows whom to ask, whoever started the processes
+    os.environ.setdefault("MASTER_ADDR", found.main_address)
+    os.environ.setdefault("MASTER_PORT", str(found.main_port))
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, rank=here.rank, world_size=here.world)
+    yield  # after an error nobody waits: the others may not know of it
+    torch.distributed.destroy_process_group()
 
 
 def rank() -> int:

@@ -160,9 +160,10 @@ class Source:
 
     def _split_file(self, listing: Listing) -> dict[str, str]:
         """Names and their splits, from the file that the layout names, beside the listing or above it."""
-        rule, folder = self.layout.split, posixpath.dirname(listing.name)
+        rule = self.layout.split
         if not rule.file or listing.kind != "rows":
             return {}
+        folder = posixpath.dirname(next((name for name, *_ in listing.parts(rule.file)), listing.name))
         for base in {folder, posixpath.dirname(folder)}:
             place = listing.files.find(posixpath.join(base, rule.file))
             if place is not None:
