@@ -85,7 +85,8 @@ def _gallery(tower: DualTower, benchmark: str, view: str, ranked: Ranked, count:
     i2t = [_asked_by_image(ranked, q) for q in chosen(ranked.i2t_ranks, count)]
     try:
         check(tower)
-        pointed, why = [_pointed(tower, ranked, m) for m in _texts_to_point(ranked, count)], ""
+        tried = [_pointed(tower, ranked, m) for m in _texts_to_point(ranked, count)]
+        pointed, why = [one for one in tried if one], ""
     except UserError as error:
         pointed, why = [], str(error)
     return Gallery(
@@ -136,25 +137,39 @@ def _texts_to_point(ranked: Ranked, count: int) -> list[int]:
     return worst + [found[len(found) * part // wanted] for part in range(min(wanted, len(found)))]
 
 
-def _pointed(tower: DualTower, ranked: Ranked, m: int) -> Pointed:
+def _pointed(tower: DualTower, ranked: Ranked, m: int) -> Pointed | None:
+    """None where the image cannot be read."""
     image, text = ranked.owners[m], ranked.texts[m]
-    shown_CHW = transform_of(tower.preprocess_cfg)(decode(ranked.picture(image)))
+    image_CHW = _decoded(ranked, image)
+    if image_CHW is None:
+        return None
+    shown_CHW = transform_of(tower.preprocess_cfg)(image_CHW)
     sentences = [text[a:b] for a, b in split(text)][:SENTENCES]
     similarity_S, heat_SYX = heat(tower, shown_CHW, sentences)
-    picture = _encoded(Image.fromarray(shown_CHW.permute(1, 2, 0).numpy()))
-    found = (picture, sentences, similarity_S.tolist(), heat_SYX)
+    found = (_encoded(_pixels(shown_CHW)), sentences, similarity_S.tolist(), heat_SYX)
     return Pointed(ranked.images[image], ranked.t2i_ranks[m], *found)
 
 
 def _thumbnail(ranked: Ranked, n: int) -> bytes:
-    """A small copy; nothing where the image cannot be read, since that is for judging to say."""
-    try:
-        pixels_CHW = decode(ranked.picture(n))
-    except UserError:
+    """A small copy; nothing where the image cannot be read."""
+    image_CHW = _decoded(ranked, n)
+    if image_CHW is None:
         return b""
-    small = Image.fromarray(pixels_CHW.permute(1, 2, 0).numpy())
+    small = _pixels(image_CHW)
     small.thumbnail((SIDE, SIDE))
     return _encoded(small)
+
+
+def _decoded(ranked: Ranked, n: int) -> Tensor | None:
+    """None where the image cannot be read: that is for judging to say."""
+    try:
+        return decode(ranked.picture(n))
+    except UserError:
+        return None
+
+
+def _pixels(image_CHW: Tensor) -> Image.Image:
+    return Image.fromarray(image_CHW.permute(1, 2, 0).numpy())
 
 
 def _encoded(picture: Image.Image) -> bytes:

@@ -158,7 +158,9 @@ def test_hostile_texts_are_words_and_an_image_that_cannot_be_read_says_so(tower,
     seen = Page(tmp_path / "p.html")
     assert "script" not in [tag for tag, _ in seen.tags]
     assert "(cannot be read)" in seen.text
-    assert "example.org" in seen.text
+    assert "example" in seen.text
+    assert all(a["src"].startswith("data:") for tag, a in seen.tags if tag == "img")
+    assert [one.key for one in shown.pointed] == ["left"]
     assert "data of one's own" in seen.text
 
 

@@ -52,16 +52,8 @@ def judged(run: Path) -> dict[str, Points]:
 
 
 def _rows(path: Path) -> list[dict[str, float]]:
-    """Rows that know how many images had been seen, without what they leave empty."""
+    """Rows that know how many images had been seen, without what they leave empty and without a torn one."""
     with open(path, newline="", encoding="utf-8") as lines:
-        rows = [{name: _float(text) for name, text in row.items() if name} for row in csv.DictReader(lines)]
-    known = [{name: value for name, value in row.items() if math.isfinite(value)} for row in rows]
-    return [row for row in known if "samples_seen" in row]
-
-
-def _float(text: str | None) -> float:
-    """A torn last line is as good as an empty cell."""
-    try:
-        return float(text or "nan")
-    except ValueError:
-        return math.nan
+        whole = [row for row in csv.DictReader(lines) if None not in row.values()]
+    rows = [{name: float(text) for name, text in row.items() if text} for row in whole]
+    return [row for row in rows if "samples_seen" in row]
