@@ -64,7 +64,8 @@ class Segmentation:
         for scene in share(scenes):
             label_HW = self._labels(scene)
             cosine_QHW = similarities(tower, scene.picture(), query_QE, sizes, self.attention)
-            predicted_HW = decide(cosine_QHW, class_Q, tuple(label_HW.shape), self.background)
+            height, width = label_HW.shape
+            predicted_HW = decide(cosine_QHW, class_Q, (height, width), self.background)
             counts.append(counted(predicted_HW.cpu(), label_HW, len(names))[None])
         protocol = protocol_id(self.protocol, self.expected, self.attention, "-".join(map(str, sizes)))
         return _findings(collect(counts, len(scenes)), [own[0] for own in names], protocol)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -31,7 +32,8 @@ THREADS = 8  # decoders and resizing let go of Python's lock
 NAMED = 5  # faults that a sentence lists
 
 
-class Picture(NamedTuple):
+@dataclass(frozen=True)
+class Picture:
     """An encoded image, or the part of it that is meant. Equal pictures need encoding once."""
 
     place: Place

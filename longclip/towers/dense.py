@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ def check_attention(visual: nn.Module, attention: str) -> None:
             "segmentation compares image patches with class names, and the image tower of this model is a "
             f"{type(visual).__name__} without patch tokens in the joint space; take a ViT such as ViT-B-16"
         )
-    block = visual.transformer.resblocks[-1]  # type: ignore[union-attr, index]
+    block = _last_block(visual)
     if attention != "plain" and (type(block) is not ResidualAttentionBlock or not block.attn.batch_first):
         raise UserError(
             f"attention={attention} changes open_clip's usual block, and the last one of this model is a "
@@ -56,12 +57,16 @@ def _attending(visual: nn.Module, attention: str) -> Iterator[None]:
     if mix is None:
         yield
         return
-    block = visual.transformer.resblocks[-1]  # type: ignore[union-attr, index]
+    block = _last_block(visual)
     block.attention = partial(_mixed, block.attn, mix)  # hides the method of its class
     try:
         yield
     finally:
         del block.attention
+
+
+def _last_block(visual: Any) -> Any:
+    return visual.transformer.resblocks[-1]
 
 
 def _mixed(attn: nn.MultiheadAttention, mix: _Mix, q_x: Tensor, **_: object) -> Tensor:
