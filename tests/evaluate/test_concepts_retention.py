@@ -118,9 +118,9 @@ def test_a_model_keeps_all_of_itself(tower, data, monkeypatch, tiny):
     assert found.numbers["change_i2t"] == found.numbers["change_t2i"] == 0
 
 
-def test_each_model_reads_with_its_own_tokenizer_and_image_size(tower, data, scenes, monkeypatch, tiny):
+def test_each_model_reads_with_its_own_context_and_preprocessing(tower, data, scenes, monkeypatch, tiny):
     other = build(tiny, None, None)
-    other.preprocess_cfg["resize_mode"] = "squash"
+    other.tokenizer.context_length = 30  # shorter than every paragraph
     monkeypatch.setattr(retention, "load", lambda name: other)
     found = examine(tower, data, {"r": Retention("heldout", "other", Whole())})["r"]
     alone = DualTower(other)
