@@ -41,7 +41,7 @@ class Classification:
     Args:
         root: the folder of the set.
         layout: how it lies there: "folders", "cifar" or "webdataset", see `labelled`.
-        split: which part of it; for folders of classes "" means the root itself.
+        folder: which part of it is judged, such as "val"; CIFAR's files say it themselves.
         protocol: id of what is judged and how, see `protocol_id`.
         expected: pictures that the published set has; None takes what there is.
         names: of the classes, by label; "imagenet": open_clip's 1000; None: as the set says.
@@ -53,7 +53,7 @@ class Classification:
 
     root: str
     layout: str
-    split: str
+    folder: str = ""
     protocol: str = ""
     expected: int | None = None
     names: str | Sequence[str] | None = None
@@ -74,7 +74,7 @@ class Classification:
     def _read(self) -> Labelled:
         if self.layout not in READERS:
             raise UserError(f"layout is one of {', '.join(READERS)}; got {self.layout!r}")
-        found = READERS[self.layout](self.root, self.split)
+        found = READERS[self.layout](self.root, self.folder)
         check_whole(self.root, "pictures", len(found.items), self.expected, ())
         return found
 

@@ -1,6 +1,6 @@
 """Labelled pictures as people keep them: folders of classes, CIFAR's binary files, CLIP_benchmark's tars.
 
-In: a folder and the name of a split. Out: `Labelled`: pictures with their label, and what the folder says of
+In: a root, and which folder of it. Out: `Labelled`: pictures with their label, and what the folder says of
 names and prompts. CIFAR's Python version is a pickle, which can run anything: it is refused, not opened.
 """
 
@@ -39,16 +39,16 @@ class Labelled(NamedTuple):
     templates: list[str]  # empty where the set brings none
 
 
-def folders(root: str, split: str) -> Labelled:
-    """ROOT/SPLIT/CLASS/*.jpg, ImageNet's layout; "" as the split: the classes lie in ROOT itself.
+def folders(root: str, folder: str) -> Labelled:
+    """ROOT/FOLDER/CLASS/*.jpg, ImageNet's layout; where FOLDER is "", the classes lie in ROOT itself.
 
     Labels follow the sorted names of the folders, or are those names where all are numbers (ImageNetV2). A
     class is called what its line of ROOT/classnames.txt says, else as its folder, with blanks for "_".
     """
     tree = (
-        f"{posixpath.join(split, 'CLASS', 'PICTURE.jpg')}   (a folder for every class)\n{NAMES}   (optional)"
+        f"{posixpath.join(folder, 'CLASS', 'PICTURE.jpg')}   (a folder for every class)\n{NAMES}   (optional)"
     )
-    base = opened(root, tree).root / split
+    base = opened(root, tree).root / folder
     classes = sorted(path.name for path in base.iterdir() if path.is_dir()) if base.is_dir() else []
     classes = [name for name in classes if not name.startswith((".", "__"))]
     if not classes:
@@ -66,25 +66,25 @@ def folders(root: str, split: str) -> Labelled:
     return Labelled(items, names, _lines(Path(root), TEMPLATES))
 
 
-def cifar(root: str, split: str) -> Labelled:
-    """CIFAR-10 or -100 in its binary version (cs.toronto.edu/~kriz/cifar.html), the split `test`.
+def cifar(root: str, folder: str) -> Labelled:
+    """CIFAR-10 or -100 in its binary version (cs.toronto.edu/~kriz/cifar.html), its test pictures.
 
     A record is one label byte (two in CIFAR-100, the fine one last), then 3072 of pixels, planes of 32 x 32.
     """
     tree = "cifar-10-batches-bin/test_batch.bin and batches.meta.txt, or\n"
     tree += "cifar-100-binary/test.bin and fine_label_names.txt   (the binary version)"
     opened(root, tree)
-    for folder, file, meta, labels in (
+    for version, file, meta, labels in (
         ("cifar-10-batches-bin", "test_batch.bin", "batches.meta.txt", 1),
         ("cifar-100-binary", "test.bin", "fine_label_names.txt", 2),
     ):
-        for base in (Path(root), Path(root) / folder):
-            if (base / file).is_file() and (base / meta).is_file() and split == "test":
+        for base in (Path(root), Path(root) / version):
+            if (base / file).is_file() and (base / meta).is_file():
                 names = [name.replace("_", " ") for name in _lines(base, meta)]
                 return Labelled(_records(base / file, labels), names, [])
     pickled = [name for name in ("cifar-10-batches-py", "cifar-100-python") if (Path(root) / name).is_dir()]
     what = f"holds {pickled[0]}, which are pickles and never opened" if pickled else "holds no binary CIFAR"
-    raise UserError(absent(root, what if split == "test" else f"is read for split=test, not {split}", tree))
+    raise UserError(absent(root, what, tree))
 
 
 def _records(path: Path, labels: int) -> list[Item]:
@@ -102,21 +102,21 @@ def _pixels(planes: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(planes.reshape(3, 32, 32).copy())
 
 
-def webdataset(root: str, split: str) -> Labelled:
-    """CLIP_benchmark's layout: ROOT/SPLIT/0.tar, 1.tar ... of KEY.webp|png|jpg and KEY.cls, a number."""
-    tree = f"{split}/nshards.txt\n{split}/0.tar, 1.tar, ...   (KEY.jpg|png|webp and KEY.cls)\n{NAMES}\n"
+def webdataset(root: str, folder: str) -> Labelled:
+    """CLIP_benchmark's layout: ROOT/FOLDER/0.tar, 1.tar ... of KEY.webp|png|jpg and KEY.cls, a number."""
+    tree = f"{folder}/nshards.txt\n{folder}/0.tar, 1.tar, ...   (KEY.jpg|png|webp and KEY.cls)\n{NAMES}\n"
     tree += f"{TEMPLATES}   (with {{c}} for the name)"
-    folder = opened(root, tree)
-    tars = sorted(folder.root.glob(f"{split}/*.tar"), key=lambda path: (len(path.stem), path.stem))
-    counted = _lines(folder.root, posixpath.join(split, "nshards.txt"))
-    if not tars or not _lines(folder.root, NAMES):
-        raise UserError(absent(root, f"lacks {NAMES if tars else f'{split}/*.tar'}", tree))
+    base = opened(root, tree).root
+    tars = sorted((base / folder).glob("*.tar"), key=lambda path: (len(path.stem), path.stem))
+    counted = _lines(base / folder, "nshards.txt")
+    if not tars or not _lines(base, NAMES):
+        raise UserError(absent(root, f"lacks {NAMES if tars else f'{folder}/*.tar'}", tree))
     if counted and counted[0] != str(len(tars)):
         raise UserError(
-            f"{root}: {split}/nshards.txt says {counted[0]} tars, found {len(tars)}: get the rest"
+            f"{base / folder}: nshards.txt says {counted[0]} tars, found {len(tars)}: get the rest"
         )
     items = [item for tar in tars for item in _of_tar(tar)]
-    return Labelled(items, _lines(folder.root, NAMES), _lines(folder.root, TEMPLATES))
+    return Labelled(items, _lines(base, NAMES), _lines(base, TEMPLATES))
 
 
 def _of_tar(path: Path) -> Iterator[Item]:

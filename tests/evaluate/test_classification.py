@@ -19,8 +19,8 @@ from longclip.towers.pretrained import build
 from longclip.types import UserError
 
 
-def judge(root, layout="folders", split="", **keywords):
-    return Classification(str(root), layout, split, **keywords)(Colours(), None)
+def judge(root, layout="folders", folder="", **keywords):
+    return Classification(str(root), layout, folder, **keywords)(Colours(), None)
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_cifars_binary_files_are_read_as_documented(tmp_path, folder, file, meta
     records = [ahead + bytes([label]) + own.tobytes() for label, own in zip((2, 0, 1), pixels, strict=True)]
     (tmp_path / folder / file).write_bytes(b"".join(records))
     (tmp_path / folder / meta).write_text("airplane\nlawn_mower\nbird\n\n")
-    found = cifar(str(tmp_path), "test")
+    found = cifar(str(tmp_path), "")
     assert [item.label for item in found.items] == [2, 0, 1]
     assert found.names == ["airplane", "lawn mower", "bird"]
     assert all(
@@ -144,7 +144,7 @@ def test_cifars_binary_files_are_read_as_documented(tmp_path, folder, file, meta
     )
     (tmp_path / folder / file).write_bytes(b"".join(records)[:-1])
     with pytest.raises(UserError, match="download it again"):
-        cifar(str(tmp_path), "test")
+        cifar(str(tmp_path), "")
 
 
 class Run:
@@ -159,7 +159,7 @@ def test_pickled_cifar_is_refused_and_never_opened(tmp_path):
     (tmp_path / "cifar-10-batches-py").mkdir()
     (tmp_path / "cifar-10-batches-py/test_batch").write_bytes(pickle.dumps(Run(tmp_path / "ran")))
     with pytest.raises(UserError, match="which are pickles and never opened"):
-        judge(tmp_path, "cifar", "test")
+        judge(tmp_path, "cifar")
     assert not (tmp_path / "ran").exists()
 
 
