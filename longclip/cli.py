@@ -139,7 +139,7 @@ def _sidecar_command(commands: Any) -> None:
 def _search_command(commands: Any) -> None:
     search = commands.add_parser("search", help="pictures of a folder by long descriptions")
     search.add_argument("folder", type=Path, help="JPEG, PNG and WebP files, however deep")
-    search.add_argument("query", nargs="?", help="a description; without one: a line of standard input each")
+    search.add_argument("--query", help="a description; without one: a line of standard input each")
     search.add_argument("--model", required=True, help="a run, .ckpt, export, hf-hub: or ARCHITECTURE/TAG")
     search.add_argument("--top", type=_positive, default=12, help="pictures to show; default: 12")
     search.add_argument("--serve", action="store_true", help="a page in the browser, with heat maps")
@@ -260,7 +260,7 @@ def _search(options: argparse.Namespace) -> None:
         )
     session.begin(searcher)
     if options.serve:
-        session.serve(searcher, options.top, options.host, options.port)
+        session.serve(searcher, options.query, options.top, options.host, options.port)
     elif options.query is None:
         session.ask(searcher, options.top)
     else:

@@ -75,18 +75,17 @@ def overlay(heat_YX: Tensor, height: int, width: int, shown: Box = (0, 0, 1, 1))
     """
     left, top, right, bottom = shown
     inner = (max(1, round((bottom - top) * height)), max(1, round((right - left) * width)))
-    smooth_YX = F.interpolate(heat_YX[None, None].float(), inner, mode="bicubic")[0, 0]
+    share_YX = (heat_YX - heat_YX.min()) / (heat_YX.max() - heat_YX.min()).clamp_min(1e-6)
+    smooth_YX = F.interpolate(share_YX[None, None].float(), inner, mode="bicubic")[0, 0]
     picture = Image.new("RGBA", (width, height))
-    picture.paste(Image.fromarray(_coloured(smooth_YX)), (round(left * width), round(top * height)))
+    picture.paste(Image.fromarray(_coloured(smooth_YX.numpy())), (round(left * width), round(top * height)))
     written = io.BytesIO()
     picture.save(written, "PNG")
     return written.getvalue()
 
 
-def _coloured(map_YX: Tensor) -> NDArray[np.uint8]:
-    """RGBA pixels; a flat map is cold everywhere."""
-    low, high = map_YX.min(), map_YX.max()
-    share_YX = ((map_YX - low) / (high - low).clamp_min(1e-12)).numpy()
+def _coloured(share_YX: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """RGBA pixels of shares from 0, cold, to 1, hot."""
     stops = np.linspace(0, 1, len(_COLOURS))
     bands = [np.interp(share_YX, stops, colour) for colour in (_COLOURS * [1, 1, 1, 255]).T]
     return np.stack(bands, axis=-1).round().astype(np.uint8)

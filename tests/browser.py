@@ -30,7 +30,14 @@ class Browser:
         self._read, from_it = os.pipe()
         # Chromium reads commands from descriptor 3 and writes to 4. Its sandbox does not start under root.
         command = [
-            *("sh", "-c", f'exec "$0" "$@" 3<&{to_it} 4>&{from_it}', CHROMIUM, "--headless", "--no-sandbox"),
+            *(
+                "bash",
+                "-c",
+                f'exec "$0" "$@" 3<&{to_it} 4>&{from_it}',
+                CHROMIUM,
+                "--headless",
+                "--no-sandbox",
+            ),
             *("--remote-debugging-pipe", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage"),
             *("--hide-scrollbars", "--disable-background-networking", f"--user-data-dir={folder}"),
         ]

@@ -61,14 +61,16 @@ def test_the_window_is_where_the_shown_pixels_come_from(mode, height, width):
     image_CHW[0] = (torch.arange(width) + 0.5) / width
     image_CHW[1] = ((torch.arange(height) + 0.5) / height)[:, None]
     image_CHW[2] = 1
-    column_YX, row_YX, inside_YX = transform((255 * image_CHW).to(torch.uint8)).double() / 255
+    column_YX, row_YX, inside_YX = transform((255 * image_CHW).round().to(torch.uint8)).double() / 255
     centres = (torch.arange(64, dtype=torch.float64) + 0.5) / 64
     wanted_x, wanted_y = left + (right - left) * centres, top + (bottom - top) * centres
     inside = inside_YX > 0.99
     assert inside.any()
-    assert torch.allclose(column_YX[inside], wanted_x.expand(64, 64)[inside], atol=0.02)
-    assert torch.allclose(row_YX[inside], wanted_y[:, None].expand(64, 64)[inside], atol=0.02)
-    shown = (wanted_x > 0.02) & (wanted_x < 0.98) & ((wanted_y > 0.02) & (wanted_y < 0.98))[:, None]
+    # An odd number of pixels to cut or to pad is half a pixel aside; a level of grey is 1 / 255.
+    off_x, off_y = ((0.5 * (end - start) / 64 + 0.01) for start, end in ((left, right), (top, bottom)))
+    assert torch.allclose(column_YX[inside], wanted_x.expand(64, 64)[inside], atol=off_x)
+    assert torch.allclose(row_YX[inside], wanted_y[:, None].expand(64, 64)[inside], atol=off_y)
+    shown = ((wanted_x - 0.5).abs() < 0.5 - 2 * off_x) & ((wanted_y - 0.5).abs() < 0.5 - 2 * off_y)[:, None]
     assert inside[shown].all()
 
 

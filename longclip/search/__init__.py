@@ -1,6 +1,6 @@
 """Search a folder of pictures by long descriptions, on the command line or on a local page.
 
-longclip search DIR --model MODEL ["A long description ..."] [--serve]
+longclip search DIR --model MODEL [--query "A long description ..."] [--serve]
 
 `folder` finds pictures, `store` keeps embeddings, `index` makes them, `query` answers; `terminal`, `page`,
 `gallery` and `serving` show it.
@@ -49,13 +49,13 @@ def open_folder(
     Raises:
         UserError: no such model or folder, or nothing in it to search.
     """
-    walk(root)  # a wrong folder is said before a model is loaded
+    found = walk(root)  # first, as a wrong folder should be said before a model is loaded
     backbone = models.load(model)
     tower = DualTower(backbone).to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
     transform = transform_of(tower.preprocess_cfg)
     store = Store((cache or default_cache()) / _name(root, models.fingerprint(backbone)))
     try:
-        index = build(root, Embedder(tower, transform, batch_size, workers), store, progress)
+        index = build(found, Embedder(tower, transform, batch_size, workers), store, progress)
     except KeyboardInterrupt:
         raise UserError("interrupted: the same command goes on with what is embedded already") from None
     return Searcher(tower, transform, index)

@@ -30,6 +30,7 @@ class File(NamedTuple):
 
 
 class Found(NamedTuple):
+    root: Path
     pictures: list[File]  # by path
     passed_over: Counter[str]  # other files, by suffix or by reason
 
@@ -42,16 +43,17 @@ def walk(root: Path) -> Found:
     """
     if not root.is_dir():
         raise UserError(f"{root} is no folder: name the folder with the pictures to search")
-    found = Found([], Counter())
+    found = Found(root, [], Counter())
     for path in _files(root, found.passed_over):
         kind = path.suffix.lower()
         if kind not in SUFFIXES:
             found.passed_over[kind or "no suffix"] += 1
-        elif not path.resolve().is_relative_to(root.resolve()):
+        elif path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
             found.passed_over["links out of the folder"] += 1
         elif path.is_file():
             state = path.stat()
             found.pictures.append(File(str(path.relative_to(root)), state.st_size, state.st_mtime_ns))
+    found.pictures.sort()
     if not found.pictures:
         others = "".join(f"; {count:,} {kind}" for kind, count in found.passed_over.most_common(5))
         raise UserError(
@@ -65,6 +67,6 @@ def _files(root: Path, passed_over: Counter[str]) -> Iterator[Path]:
         passed_over["folders that cannot be read"] += 1
 
     for folder, below, names in os.walk(root, onerror=unreadable):
-        below[:] = sorted(name for name in below if not name.startswith("."))
+        below[:] = [name for name in below if not name.startswith(".")]
         passed_over.update("linked folders" for name in below if Path(folder, name).is_symlink())
-        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+        yield from (Path(folder, name) for name in names if not name.startswith("."))

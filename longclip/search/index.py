@@ -20,7 +20,7 @@ from torch import Tensor
 from ..data.images import EvalTransform, decode
 from ..towers.clip import DualTower
 from ..types import UserError
-from .folder import File, walk
+from .folder import File, Found
 from .store import Store, Vector
 
 PART = 128  # pictures
@@ -102,18 +102,18 @@ def picture(path: Path) -> Tensor:
         raise UserError(f"file cannot be read: {error.strerror}") from error
 
 
-def build(root: Path, embedder: Embedder, store: Store, progress: Callable[[int, int], object]) -> Index:
+def build(found: Found, embedder: Embedder, store: Store, progress: Callable[[int, int], object]) -> Index:
     """Embed what is not known yet; `progress(done, total)` is called after every batch.
 
     Raises:
-        UserError: no picture there, none that can be read, or no place to keep embeddings.
+        UserError: no picture can be read, or there is no place to keep embeddings.
     """
-    found, known = walk(root), store.read()
+    known = store.read()
     fresh = [file for file in found.pictures if file not in known]
     gone = len(known.keys() - set(found.pictures))
     damaged: dict[File, str] = {}
     done = 0
-    for vectors, reasons in _kept(embedder.embed(root, fresh), store):
+    for vectors, reasons in _kept(embedder.embed(found.root, fresh), store):
         known |= vectors
         damaged |= reasons
         done += len(vectors) + len(reasons)
@@ -123,9 +123,11 @@ def build(root: Path, embedder: Embedder, store: Store, progress: Callable[[int,
         store.replace(vectors)
     if not vectors:
         file, why = next(iter(damaged.items()))
-        raise UserError(f"none of {len(damaged):,} pictures in {root} can be read, first {file.shown}: {why}")
+        raise UserError(
+            f"none of {len(damaged):,} pictures in {found.root} can be read, first {file.shown}: {why}"
+        )
     image_NE = torch.from_numpy(np.stack(list(vectors.values())))
-    return Index(root, list(vectors), image_NE, damaged, found.passed_over, done - len(damaged), gone)
+    return Index(found.root, list(vectors), image_NE, damaged, found.passed_over, done - len(damaged), gone)
 
 
 def _kept(batches: Iterator[Embedded], store: Store) -> Iterator[Embedded]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from urllib.parse import urlencode
 
 from rich.console import Console
 from rich.progress import Progress
@@ -46,12 +47,12 @@ def ask(searcher: Searcher, count: int) -> None:
             return
 
 
-def serve(searcher: Searcher, count: int, host: str, port: int) -> None:
-    """Serve the page until Ctrl-C."""
-    with Server(
-        Gallery(searcher, f"Search {searcher.index.root.name or 'pictures'}", count), host, port
-    ) as server:
-        print(f"{server.url} (Ctrl-C ends it)", flush=True)
+def serve(searcher: Searcher, query: str | None, count: int, host: str, port: int) -> None:
+    """Serve the page until Ctrl-C; its address begins with the answer to a query, where there is one."""
+    gallery = Gallery(searcher, f"Search {searcher.index.root.resolve().name}", count)
+    with Server(gallery, host, port) as server:
+        question = f"?{urlencode({'q': query})}" if query else ""
+        print(f"{server.url}{question} (Ctrl-C ends it)", flush=True)
         if not is_loopback(host):
             print("everybody who reaches this machine can see these pictures", file=sys.stderr)
         try:

@@ -7,6 +7,7 @@ from noise import draw
 from safetensors.torch import save_file
 
 from longclip.data.module import transform_of
+from longclip.search.folder import walk
 from longclip.search.index import Embedder, build
 from longclip.search.query import Searcher
 from longclip.search.store import Store
@@ -42,7 +43,7 @@ def search(embedder, tmp_path):
     """A folder -> its searcher."""
 
     def opened(root):
-        index = build(root, embedder, Store(tmp_path / "cache"), lambda done, total: None)
+        index = build(walk(root), embedder, Store(tmp_path / "cache"), lambda done, total: None)
         return Searcher(embedder.tower, embedder.transform, index)
 
     return opened

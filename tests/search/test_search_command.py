@@ -21,7 +21,7 @@ def run(photos, export, tmp_path, capsys):
 def test_a_query_is_answered_and_the_second_time_nothing_is_embedded(run, photos, search):
     (photos / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     query = "A red bus waits. Behind it stands a tree."
-    code, out, err = run(query, "--top", "3")
+    code, out, err = run("--query", query, "--top", "3")
     assert code == 0
     assert "6 embedded now" in err
     assert "torn.png: image is broken" in err
@@ -29,7 +29,7 @@ def test_a_query_is_answered_and_the_second_time_nothing_is_embedded(run, photos
     best = search(photos).answer(query, 3).results
     assert [result.path in row for result, row in zip(best, rows, strict=True)] == [True] * 3
     assert "2  Behind it stands a tree." in out
-    code, again, err = run(query, "--top", "3")
+    code, again, err = run("--query", query, "--top", "3")
     assert "0 embedded now" in err
     assert again == out
 
@@ -44,9 +44,9 @@ def test_queries_are_read_from_standard_input_and_a_bad_one_ends_nothing(run, mo
 
 
 def test_mistakes_are_sentences(run, tmp_path, export, capsys):
-    assert main(["search", str(tmp_path / "none"), "--model", str(export), "x"]) == 2
+    assert main(["search", str(tmp_path / "none"), "--model", str(export)]) == 2
     assert "is no folder" in capsys.readouterr().err
-    assert run("x", "--cache", "/proc/nothing")[0] == 2
+    assert run("--query", "x", "--cache", "/proc/nothing")[0] == 2
     with pytest.raises(SystemExit):
-        run("x", "--top", "0")
+        run("--top", "0")
     assert "'0' is no whole number of at least 1" in capsys.readouterr().err

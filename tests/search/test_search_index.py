@@ -32,7 +32,7 @@ def rebuild(photos, embedder, tmp_path):
 
     def built():
         calls = Calls()
-        return build(photos, embedder, Store(tmp_path / "cache"), calls), calls.done
+        return build(walk(photos), embedder, Store(tmp_path / "cache"), calls), calls.done
 
     return built
 
@@ -86,9 +86,9 @@ def test_a_killed_run_goes_on_where_it_was(photos, rebuild, embedder, tmp_path, 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build(photos, embedder, store, killed)
+        build(walk(photos), embedder, store, killed)
     calls = Calls()
-    found = build(photos, embedder, store, calls)
+    found = build(walk(photos), embedder, store, calls)
     assert calls.total == 2
     assert torch.equal(found.image_NE, whole.image_NE)
     assert len(list(store.folder.iterdir())) == 1  # parts are put together at the end

@@ -120,7 +120,8 @@ def test_a_heat_map_lies_over_its_picture_and_is_that_of_its_sentence(gallery):
     image_CHW = picture(gallery.searcher.index.path(wide))
     transform = gallery.searcher.transform
     (map_YX,) = heat.heat(gallery.searcher.tower, transform(image_CHW), ["A tree."]).heat_SYX
-    assert drawn == heat.overlay(map_YX, 284, 640, transform.window(400, 900))
+    wanted = pixels(heat.overlay(map_YX, 284, 640, transform.window(400, 900)))
+    assert np.abs(pixels(drawn).astype(int) - wanted.astype(int)).max() <= 2  # rounding of one text or two
     other = gallery.reply(f"/heat/{wide}", {"sentence": "Snow on a roof."}).body
     assert other != drawn
 
