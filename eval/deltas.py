@@ -97,7 +97,9 @@ def interval(
     """
     _, image_N = np.unique([key.rpartition("#")[0] or key for key in keys], return_inverse=True)
     sums_I = np.bincount(image_N, weights=np.asarray(differences, dtype=np.float64))
-    kinds_U2, counts_U = np.unique(np.stack([sums_I, np.bincount(image_N)], 1), axis=0, return_counts=True)
+    kinds_U2, counts_U = np.unique(
+        np.stack([sums_I, np.bincount(image_N).astype(float)], 1), axis=0, return_counts=True
+    )
     rng, parts = np.random.default_rng(seed), max(1, len(counts_U) * resamples // 2**24)
     means = [
         _means(rng.multinomial(len(sums_I), counts_U / len(sums_I), size), kinds_U2)

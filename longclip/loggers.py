@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -44,7 +45,7 @@ class Wandb(WandbLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self.experiment.log(dict(metrics), step=step)
+        self._log(metrics, step)
 
     @rank_zero_only
     def log_galleries(self, galleries: Sequence[Gallery], step: int) -> None:
@@ -53,7 +54,12 @@ class Wandb(WandbLogger):
         for shown in galleries:
             tables[f"gallery/{shown.benchmark}"] = _table(_FAILURES, _failures(shown))
             tables[f"heat/{shown.benchmark}"] = _table(_MAPS, _maps(shown.pointed))
-        self.experiment.log(tables, step=step)
+        with _staging(self.run / "wandb"):
+            self._log(tables, step)
+
+    def _log(self, row: Mapping[str, Any], step: int | None) -> None:
+        """Lightning tells wandb to draw everything over this column, which stays 0 where it is left out."""
+        self.experiment.log({**row, "trainer/global_step": step}, step=step)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -76,6 +82,7 @@ class Wandb(WandbLogger):
             self.experiment.log_artifact(artifact)
 
 
+# Columns of the two tables.
 _FAILURES = (
     "asked by",
     "rank",
@@ -88,6 +95,18 @@ _FAILURES = (
     "text first",
 )
 _MAPS = ("key", "rank", "sentence", "cosine", "map")
+
+
+@contextlib.contextmanager
+def _staging(folder: Path) -> Iterator[None]:
+    """wandb keeps the files of tables in the home directory, which another machine may lack: here instead."""
+    chosen = os.environ.get("WANDB_DATA_DIR")
+    os.environ["WANDB_DATA_DIR"] = chosen or str(folder.resolve())
+    try:
+        yield
+    finally:
+        if chosen is None:
+            del os.environ["WANDB_DATA_DIR"]
 
 
 def _table(columns: Sequence[str], rows: Iterator[list[Any]]) -> Any:
