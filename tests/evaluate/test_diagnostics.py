@@ -2,11 +2,14 @@
 
 import math
 
+import hydra
 import numpy as np
 import pytest
 import torch
+from folders import BUILDERS
 from torch.nn import functional as F
 
+from conf.launch import CONF, evaluators
 from longclip.captions import Whole
 from longclip.data.module import DataModule
 from longclip.data.plans.plan import Plan
@@ -200,6 +203,28 @@ def test_a_view_that_parts_share_is_encoded_once(tower, data):
     )
     examine(tower, data, {"d": Diagnostics("heldout", {"a": ByLength(), "b": Space(), "c": Truncation()})})
     assert [groups.count for groups in asked] == [1]
+
+
+def test_every_file_runs_as_it_is(tower, data, scenes):
+    names = ["diagnostics", "concepts", "pointing"]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose("eval", [f"benchmark=[{','.join(names)}]"])
+    found = examine(tower, data, evaluators(config.benchmark))
+    assert list(found) == names
+    assert set(PARTS) == {name.split("/")[0] for name in found["diagnostics"].numbers}
+
+
+def test_a_set_of_ones_own_is_diagnosed_under_its_protocol(tower, data, tmp_path):
+    BUILDERS["jsonl"](tmp_path)
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose("eval", [
+            "benchmark=[jsonl,diagnostics]", f"benchmark.root={tmp_path}",
+            "benchmark.diagnostics.split=${benchmark.jsonl}", "~benchmark.diagnostics.parts.order",
+            "+benchmark.jsonl.protocol=ours", "+benchmark.jsonl.expected={images: 3}",
+        ])  # fmt: skip
+    found = examine(tower, data, evaluators(config.benchmark))
+    assert found["diagnostics"].protocol == found["jsonl"].protocol == "ours/raw"
+    assert found["diagnostics"].each["length/77/t2i_r1"] == found["jsonl"].each["cut77/t2i_r1"]
 
 
 def test_beyond_a_short_context_nothing_changes(tiny, scenes):
