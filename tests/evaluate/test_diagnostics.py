@@ -28,7 +28,6 @@ from longclip.evaluate.diagnostics.seen import Seen
 from longclip.evaluate.features import Features
 from longclip.towers.clip import DualTower
 from longclip.towers.pretrained import build
-from longclip.types import UserError
 
 
 def seen(image_NE, texts, lengths=None, dropped=None):
@@ -111,10 +110,12 @@ def test_order_compares_captions_of_several_sentences_only():
     assert found["moved/lost"] == 0
 
 
-def test_order_of_single_sentences_is_a_sentence():
+def test_single_sentences_have_no_order_and_no_parts():
     views = dict.fromkeys(("whole", "without_first", "moved", "shuffled"), torch.eye(2)[:, None])
-    with pytest.raises(UserError, match="no caption has two sentences"):
-        Order(times=()).read(seen(torch.eye(2), views, torch.tensor([[9, 0, 0, 0]] * 2)))
+    given = seen(torch.eye(2), views, torch.tensor([[9, 0, 0, 0]] * 2))
+    assert Order(times=()).read(given).numbers == {"captions": 0}
+    given = seen(torch.eye(2), {"2": torch.zeros(2, 2, 2)}, torch.zeros(2, 2, dtype=torch.int64))
+    assert HiMo((2,)).read(given).numbers == {"2/captions": 0}
 
 
 def score_of(*cosines):
@@ -219,7 +220,7 @@ def test_a_set_of_ones_own_is_diagnosed_under_its_protocol(tower, data, tmp_path
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose("eval", [
             "benchmark=[jsonl,diagnostics]", f"benchmark.root={tmp_path}",
-            "benchmark.diagnostics.split=${benchmark.jsonl}", "~benchmark.diagnostics.parts.order",
+            "benchmark.diagnostics.split=${benchmark.jsonl}",
             "+benchmark.jsonl.protocol=ours", "+benchmark.jsonl.expected={images: 3}",
         ])  # fmt: skip
     found = examine(tower, data, evaluators(config.benchmark))

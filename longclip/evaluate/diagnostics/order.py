@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ...captions import Moved, Policy, Preceded, Prefixes, Shuffled, Whole, WithoutFirst
 from ...tokens import Tokenizer
-from ...types import UserError
 from ..judging import Each, Findings
 from .geometry import correlation
 from .seen import Seen, chosen, mean, r1
@@ -23,8 +22,8 @@ class Order:
     """R@1 with the sentences disturbed, and how much of it is `lost` (DeBias-CLIP, arXiv 2602.22419).
 
     `whole` as it is; `without_first`; `moved`: the first sentence comes as number `to`; `shuffled`;
-    `filler/N`: after N times `filler`. All over the captions of two sentences or more, each among the texts
-    of its own kind. `lost` is in points of the mean R@1 of both directions, below 0 where it rises.
+    `filler/N`: after N times `filler`. All over the `captions` of two sentences or more, each among the texts
+    of its own kind; where there are none, nothing else is told. `lost` is in points of the mean R@1 of both directions, below 0 where it rises.
 
     Args:
         to: place of the first sentence, from 1.
@@ -48,13 +47,10 @@ class Order:
 
     def read(self, seen: Seen) -> Findings:
         several_N = seen.found.mask(seen.slots["without_first"])[:, 0]
-        if not several_N.any():
-            raise UserError(
-                "no caption has two sentences or more, so their order cannot be disturbed; leave this part "
-                "out with ~benchmark.diagnostics.parts.order"
-            )
-        found = {view: seen.hits(view, several_N) for view in seen.slots}
         numbers, each = {"captions": float(several_N.sum())}, dict[str, Each]()
+        if not several_N.any():  # short captions are no mistake
+            return Findings(numbers)
+        found = {view: seen.hits(view, several_N) for view in seen.slots}
         for view, hits in found.items():
             numbers |= {f"{view}/{name}": mean(values) for name, values in hits.items()}
             each |= {f"{view}/{name}": values for name, values in hits.items()}
