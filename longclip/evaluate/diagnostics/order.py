@@ -23,7 +23,8 @@ class Order:
 
     `whole` as it is; `without_first`; `moved`: the first sentence comes as number `to`; `shuffled`;
     `filler/N`: after N times `filler`. All over the `captions` of two sentences or more, each among the texts
-    of its own kind; where there are none, nothing else is told. `lost` is in points of the mean R@1 of both directions, below 0 where it rises.
+    of its own kind; where there are none, nothing else is told. `lost` is in points of the mean R@1 of both
+    directions, below 0 where it rises.
 
     Args:
         to: place of the first sentence, from 1.
