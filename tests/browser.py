@@ -101,8 +101,9 @@ class Browser:
         self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
     def settle(self):
-        """Wait until every picture that is shown has arrived and was painted."""
-        shown = "[...document.images].filter(image => image.getClientRects().length)"
+        """Wait until every picture in the window has arrived and was painted; lazy ones below never do."""
+        seen = "(b => b.height && b.top < innerHeight && b.bottom > 0)(image.getBoundingClientRect())"
+        shown = f"[...document.images].filter(image => {seen})"
         self.run(f"Promise.all({shown}.map(image => image.decode().catch(() => 0))).then(() => 0)")
         self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(0))))")
 

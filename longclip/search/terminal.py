@@ -18,11 +18,11 @@ def facts(index: Index) -> list[str]:
         f"{len(index.files):,} pictures in {index.root}: {index.embedded:,} embedded now, the others known"
     ]
     if index.gone:
-        lines.append(f"{index.gone:,} embeddings dropped: their pictures are gone or have changed")
+        lines.append(f"dropped: {index.gone:,}, as their pictures are gone or have changed")
     if index.damaged:
         named = [f"  {file.shown}: {why}" for file, why in list(index.damaged.items())[:NAMED]]
         more = len(index.damaged) - len(named)
-        lines += [f"{len(index.damaged):,} pictures cannot be searched:", *named]
+        lines += [f"cannot be read: {len(index.damaged):,}", *named]
         lines += [f"  and {more:,} more"] * (more > 0)
     if index.passed_over:
         counts = ", ".join(f"{count:,} {kind}" for kind, count in index.passed_over.most_common(6))

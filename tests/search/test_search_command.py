@@ -24,7 +24,7 @@ def test_a_query_is_answered_and_the_second_time_nothing_is_embedded(run, photos
     code, out, err = run("--query", query, "--top", "3")
     assert code == 0
     assert "6 embedded now" in err
-    assert "torn.png: image is broken" in err
+    assert "cannot be read: 1\n  torn.png: image is broken\n" in err
     rows = [line for line in out.splitlines() if ".png" in line]
     best = search(photos).answer(query, 3).results
     assert [result.path in row for result, row in zip(best, rows, strict=True)] == [True] * 3
