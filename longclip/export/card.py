@@ -26,7 +26,7 @@ _PIPELINE = {
     "hf-text": "feature-extraction",
     "clip_l": "feature-extraction",
 }
-_RECIPE = ("recipe", "optim", "curriculum", "samples", "batch_size", "seed")
+_RECIPE = ("model", "recipe", "optim", "curriculum", "samples", "batch_size", "seed")
 
 
 def write(known: Known, backbone: Backbone, kind: str, rows: Sequence[Row], directory: Path) -> None:
@@ -59,11 +59,8 @@ def text(known: Known, backbone: Backbone, kind: str, rows: Sequence[Row]) -> st
 def _data(known: Known) -> str:
     if "data" not in known.config:
         return "Not known: the export was not made from a training run."
-    seen, start = known.provenance["samples_seen"], known.config["model"]["backbone"]
-    begun = f"{start['architecture']} with weights {start['weights'] or 'drawn at random'}"
-    return f"{seen:,} images of the following were seen, starting from {_plain(begun)}.\n\n" + _yaml(
-        {"data": known.config["data"]}
-    )
+    seen = f"{known.provenance['samples_seen']:,} images of these were seen:\n\n"
+    return seen + _yaml({"data": known.config["data"]})
 
 
 def _recipe(known: Known) -> str:

@@ -38,7 +38,7 @@ def write(
     """
     chosen = FORMATS[kind]
     made = plain(backbone, dtype, provenance)
-    problems = find_problems(backbone.model, made) or chosen.problems(made)
+    problems = find_problems(backbone, made) or chosen.problems(made)
     if problems:
         raise UserError(f"This model cannot be exported as {kind}:\n  - " + "\n  - ".join(problems))
     _check_installed(kind, chosen)

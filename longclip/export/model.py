@@ -48,8 +48,8 @@ def plain(backbone: Backbone, dtype: str = "fp32", provenance: Mapping[str, Any]
     return Plain(state, config, backbone.preprocess_cfg, backbone.tokenizer, dict(provenance or {}))
 
 
-def find_problems(model: nn.Module, made: Plain) -> list[str]:
-    """All that keeps open_clip from building `model` from its model_cfg, in words; [] if nothing.
+def find_problems(backbone: Backbone, made: Plain) -> list[str]:
+    """All that keeps open_clip from building this very model from its model_cfg, in words; [] if nothing.
 
     Every other format is made from that configuration, so what is wrong here is wrong everywhere.
     """
@@ -58,8 +58,8 @@ def find_problems(model: nn.Module, made: Plain) -> list[str]:
     if context != limit:
         problems.append(f"model_cfg says context_length {context}, the tokenizer cuts at {limit}")
     with torch.device("meta"):
-        reference = configs.instantiate(made.model_cfg, made.preprocess_cfg)
-    return problems + _module_problems(model, reference) + _tensor_problems(made.state, reference)
+        reference = configs.instantiate(backbone.model_cfg, backbone.preprocess_cfg)
+    return problems + _module_problems(backbone.model, reference) + _tensor_problems(made.state, reference)
 
 
 def _module_problems(model: nn.Module, reference: nn.Module) -> list[str]:

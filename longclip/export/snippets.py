@@ -43,9 +43,9 @@ with torch.no_grad():
 
 _HF_TEXT = """
 import torch
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import AutoTokenizer, CLIPTextModel
 
-tokenizer, encoder = CLIPTokenizer.from_pretrained("DIR"), CLIPTextModel.from_pretrained("DIR").eval()
+tokenizer, encoder = AutoTokenizer.from_pretrained("DIR"), CLIPTextModel.from_pretrained("DIR").eval()
 # StableDiffusionPipeline.from_pretrained(SD15, tokenizer=tokenizer, text_encoder=encoder)
 ids = tokenizer(["a long prompt ..."], padding="max_length", truncation=True, return_tensors="pt").input_ids
 with torch.no_grad():

@@ -1,8 +1,12 @@
 """OpenAI's byte pairs as Hugging Face writes a tokenizer, made from open_clip's own vocabulary.
 
-Ids are open_clip's for text that its cleaning leaves alone. They differ where it repairs text (mojibake, HTML
-entities) and where a caption spells a special token out; padding is the end token instead of 0, which a
-causal tower that pools at the first end token never sees.
+Ids are open_clip's, also of curly quotes and common HTML entities, which open_clip's cleaning straightens.
+They differ where it repairs more (mojibake, ligatures, full-width letters) and where a caption spells a
+special token out. Padding is the end token, not 0, which a causal tower that pools at the first end token never
+sees.
+
+transformers' own `CLIPTokenizer` class forgets the straightening: `AutoTokenizer` keeps it, and so does the
+tokenizers library.
 """
 
 from __future__ import annotations
@@ -19,23 +23,47 @@ START, END = 49406, 49407
 PAD = END
 _NAMES = {START: "<|startoftext|>", END: "<|endoftext|>"}  # open_clip spells them <start_of_text> and so on
 
+# As ftfy and html.unescape do it; "&amp;" first, because open_clip unescapes twice.
+_STRAIGHTENED = (
+    ("[\u02bc\u2018-\u201b]", "'"),
+    ("[\u201c-\u201f]", '"'),
+    ("&amp;", "&"),
+    ("&quot;", '"'),
+    ("&#39;", "'"),
+    ("&lt;", "<"),
+    ("&gt;", ">"),
+    ("&nbsp;", " "),
+)
+
 
 def same_tokenizer(tokenizer: Tokenizer) -> bool:
     """Whether this is the tokenizer that `write_tokenizer` writes."""
     return Tokenizer(SimpleTokenizer(), tokenizer.context_length).name_hash == tokenizer.name_hash
 
 
-def hugging_face(context_length: int) -> Any:
-    """A `transformers.CLIPTokenizer` that cuts at `context_length` tokens."""
+def fast() -> Any:
+    """A `tokenizers.Tokenizer` without limit or padding."""
+    from tokenizers import Regex, normalizers
     from transformers import CLIPTokenizer
 
     vocabulary, merges = _vocabulary()
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=context_length)
+    made = CLIPTokenizer(vocab=vocabulary, merges=merges).backend_tokenizer
+    straight = [normalizers.Replace(Regex(seen), meant) for seen, meant in _STRAIGHTENED]
+    made.normalizer = normalizers.Sequence([*straight, made.normalizer])
+    return made
 
 
 def write_tokenizer(context_length: int, folder: Path) -> None:
-    """tokenizer.json for transformers 5 and others; vocab.json and merges.txt for transformers 4."""
-    hugging_face(context_length).save_pretrained(folder)
+    """For transformers: tokenizer.json and what it is called; vocab.json and merges.txt for release 4."""
+    fast().save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": context_length,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "bos_token": _NAMES[START],
+        **dict.fromkeys(("eos_token", "unk_token", "pad_token"), _NAMES[END]),
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     vocabulary, merges = _vocabulary()
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
@@ -44,10 +72,10 @@ def write_tokenizer(context_length: int, folder: Path) -> None:
 
 def write_padded(context_length: int, folder: Path) -> None:
     """tokenizer.json for the tokenizers library alone: cut and padded to the context length."""
-    fast = hugging_face(context_length).backend_tokenizer
-    fast.enable_truncation(context_length)
-    fast.enable_padding(length=context_length, pad_id=PAD, pad_token=_NAMES[PAD])
-    fast.save(str(folder / "tokenizer.json"))
+    made = fast()
+    made.enable_truncation(context_length)
+    made.enable_padding(length=context_length, pad_id=PAD, pad_token=_NAMES[PAD])
+    made.save(str(folder / "tokenizer.json"))
 
 
 def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:

@@ -32,8 +32,10 @@ ODD = [
     "!",
     "A  tab\tand\nlines ",
     "It's 3.5°C, isn't it?",
+    "She said “no”: it isn’t a ‘dog’",
+    "Tom &amp; Jerry&#39;s &quot;car&quot; &amp;lt; 3",
     "naïve CAFÉ Ünïcödé",
-    "中文 字符 カタカナ",
+    "中文 字符",
     "🙂👍🏽 ok",
     "a-b_c/d",
 ]

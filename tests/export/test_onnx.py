@@ -11,9 +11,11 @@ import open_clip
 import pytest
 import torch
 from tokenizers import Tokenizer
+from towers import formats
 
 from longclip import export
-from longclip.towers.pretrained import Backbone
+from longclip.export import parity
+from longclip.towers.pretrained import Backbone, build
 from longclip.types import UserError
 
 
@@ -22,9 +24,15 @@ def captions() -> list[str]:
     return ["a", "a red dog on a bridge", "birds " * 300]
 
 
-@pytest.fixture
-def folder(backbone: Backbone, tmp_path: Path) -> Path:
-    return export.write(backbone, tmp_path / "export", "onnx", provenance={"run": "demo"})
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    file = formats.openai_archive(formats.model("tiny-quickgelu"), tmp_path_factory.mktemp("onnx") / "ViT.pt")
+    return build("tiny", str(file), 248)
+
+
+@pytest.fixture(scope="module")
+def folder(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export.write(backbone, tmp_path_factory.mktemp("export"), "onnx", provenance={"run": "demo"})
 
 
 def run(path: Path, **inputs: np.ndarray) -> np.ndarray:
@@ -32,6 +40,7 @@ def run(path: Path, **inputs: np.ndarray) -> np.ndarray:
     return session.run(None, inputs)[0]
 
 
+@pytest.mark.long
 def test_batches_may_have_any_size(backbone: Backbone, folder: Path, captions: list[str]) -> None:
     ids_SL = open_clip.tokenizer.SimpleTokenizer(context_length=248)(captions)
     pixels_BCHW = torch.rand(5, 3, 32, 32)
@@ -49,6 +58,15 @@ def test_batches_may_have_any_size(backbone: Backbone, folder: Path, captions: l
         np.testing.assert_allclose(found, image_BE[:size], atol=1e-4)
 
 
+@pytest.mark.long
+@pytest.mark.usefixtures("here")
+def test_ids_and_features_are_those_of_the_model(backbone: Backbone, folder: Path) -> None:
+    rows = parity.verify(backbone, "onnx", folder)
+    assert {row.name.split("/")[0] for row in rows} == {"text", "image"}
+    assert max(row.difference for row in rows) <= 1e-4
+
+
+@pytest.mark.long
 def test_ids_need_the_tokenizers_library_alone(folder: Path, captions: list[str]) -> None:
     encoded = Tokenizer.from_file(str(folder / "tokenizer.json")).encode_batch(captions)
     expected_SL = open_clip.tokenizer.SimpleTokenizer(context_length=248)(captions)
@@ -58,6 +76,7 @@ def test_ids_need_the_tokenizers_library_alone(folder: Path, captions: list[str]
         assert caption.ids[:length] == expected_L[:length].tolist()
 
 
+@pytest.mark.long
 def test_the_folder_says_what_goes_in(folder: Path) -> None:
     config = json.loads((folder / "onnx_config.json").read_text())
     assert (config["context_length"], config["normalised"]) == (248, True)

@@ -33,14 +33,15 @@ class Hub(BaseHTTPRequestHandler):
         path = self.path.split("?")[0]
         if path == "/api/repos/create":
             self.server.asked = json.loads(body)
-            return self._answer({"url": f"{self.server.url}/{self.server.asked['name']}"})
+            owner, name = self.server.asked["organization"], self.server.asked["name"]
+            return self._answer({"url": f"{self.server.url}/{owner}/{name}"})
         if path.endswith("/preupload/main"):
             return self._answer({"files": [self._mode(file["path"]) for file in json.loads(body)["files"]]})
         if path.endswith("/objects/batch"):
             return self._answer({"objects": [self._where(one) for one in json.loads(body)["objects"]]})
         if path.endswith("/commit/main"):
             self._commit([json.loads(line) for line in body.splitlines()])
-            return self._answer({"commitUrl": "x", "commitOid": "0" * 40, "success": True})
+            return self._answer({"commitUrl": f"{self.server.url}/me/mine/commit/0", "commitOid": "0" * 40})
         return self._answer({})  # validate-yaml
 
     def do_PUT(self) -> None:
