@@ -10,13 +10,15 @@ import pytest
 from omegaconf import OmegaConf
 
 from conf import launch
-from conf.launch import instantiate
+from conf.launch import evaluators, instantiate
 from longclip.captions import Groups
 from longclip.objectives import Term
 from longclip.types import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
+ROOTS = {"jsonl": ["benchmark.root=somewhere"]}
+"""What a benchmark must be told on the command line."""
 
 
 def choices(group):
@@ -46,6 +48,7 @@ def test_every_file_composes_and_resolves(group):
         overrides = [override.removeprefix("+")]
         if choice in ("shards",):
             overrides += ["data.root=somewhere"] if group == "data" else []
+        overrides += ROOTS.get(choice, []) if group == "benchmark" else []
         OmegaConf.to_container(compose(*overrides), resolve=True)
 
 
@@ -74,13 +77,20 @@ def test_trainers_instantiate(trainer, tmp_path):
 
 
 @pytest.mark.parametrize("optim", choices("optim"))
-def test_optimisers_and_benchmarks_instantiate(optim):
+def test_optimisers_instantiate(optim):
     config = compose(f"optim={optim}", "samples=1_000_000")
     assert instantiate(config.optim).samples == 1_000_000
-    for benchmark in choices("benchmark"):
-        found = instantiate(compose(f"benchmark={benchmark}").benchmark)
-        assert all(callable(evaluator) for evaluator in found.values())
-        assert found or benchmark in ("none", "stream")
+
+
+@pytest.mark.parametrize("program", ["train", "eval"])
+def test_all_benchmarks_instantiate_at_once_under_names_of_their_own(program):
+    every = ",".join(choices("benchmark"))
+    roots = [root for own in ROOTS.values() for root in own]
+    found = evaluators(compose(f"benchmark=[{every}]", *roots, name=program).benchmark)
+    assert all(callable(evaluator) for evaluator in found.values())
+    files = [OmegaConf.load(path) for path in (CONF / "benchmark").glob("*.yaml")]
+    nodes = [node for file in files for node in file.get("benchmark", file).values()]
+    assert len(found) == sum(OmegaConf.is_dict(node) and "_target_" in node for node in nodes)
 
 
 def test_models_without_download_instantiate():

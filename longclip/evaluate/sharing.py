@@ -57,7 +57,7 @@ def collect(parts: Sequence[Tensor], count: int) -> Tensor:
     sizes = [json.loads(word) for word in dist.everyone(json.dumps([len(part) for part in parts]))]
     longest = max(sum(own) for own in sizes)
     padded = F.pad(rows.to(dist.device()), [0, 0] * (rows.ndim - 1) + [0, longest - len(rows)])
-    everything = dist.gather(padded).split(longest)
+    everything = dist.gather(padded).view(dist.world(), longest, *rows.shape[1:])
     cut = [whole[: sum(own)].split(own) for whole, own in zip(everything, sizes, strict=True)]
     return torch.cat(_in_order(cut, count)).to(rows.device)
 
