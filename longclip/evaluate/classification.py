@@ -67,7 +67,7 @@ class Classification:
         prompts = templates_of(self.templates or found.templates or "openai")
         class_CE, cut = classifier(tower, names, prompts)
         place_N = self._places(tower, found.items, class_CE, names)
-        classes = {"classes": len(names), "pictures": len(place_N), "prompts_truncated": cut}
+        classes = {"classes": len(names), "pictures": len(place_N), "truncated": cut}
         protocol = protocol_id(self.protocol, self.expected, self.resize_mode)
         return _findings(found.items, names, place_N, classes, protocol)
 

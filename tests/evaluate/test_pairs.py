@@ -39,12 +39,13 @@ def test_a_question_is_right_where_every_right_caption_beats_every_wrong_one(roo
         row("red", "a red cup", "a green cup", "a blue cup"),
         row("red", "a green cup", "a red cup"),
         row("both", ["red", "green"], "blue"),
-        row("both", ["red", "blue"], "green"),  # green is seen, blue is not
+        row("both", ["red green", "blue"], "green"),  # the second right caption does not fit
+        row("both", "green", "blue", "red green"),  # the second wrong one fits better
     ])  # fmt: skip
-    assert found.each["accuracy"].values == [100, 0, 100, 0]
-    assert found.each["accuracy"].keys == ["own/0", "own/1", "own/2", "own/3"]
-    assert found.numbers["accuracy"] == 50
-    assert found.numbers["chance"] == pytest.approx(100 * (1 / 3 + 1 / 2 + 1 / 3 + 1 / 3) / 4)
+    assert found.each["accuracy"].values == [100, 0, 100, 0, 0]
+    assert found.each["accuracy"].keys == ["own/0", "own/1", "own/2", "own/3", "own/4"]
+    assert found.numbers["accuracy"] == 40
+    assert found.numbers["chance"] == pytest.approx(100 * (1 / 3 + 1 / 2 + 1 / 3 + 1 / 3 + 1 / 3) / 5)
 
 
 def test_a_tie_counts_against_the_model(root):

@@ -1,0 +1,55 @@
+"""Classes, pairs and masks on two processes: each does a part, both know everything."""
+
+import json
+from functools import partial
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from colours import Colours, paint
+from PIL import Image
+from processes import spawn
+from tiny import TINY
+
+from longclip.evaluate import Choices, Classification, Masks, Questions, Segmentation
+from longclip.towers.clip import DualTower
+from longclip.towers.pretrained import build
+
+
+def judged(root):
+    """All that three evaluators find, as one row."""
+    open_clip.add_model_config(root / "architectures")
+    torch.manual_seed(0)
+    tower = DualTower(build("ViT-longclip-tiny", None, 248)).eval()
+    questions = Questions({"own": "rows.jsonl"}, "classes/{image}", ["caption"], ["negatives"])
+    with torch.no_grad():
+        found = [
+            Classification(str(root), "folders", "classes", batch_size=2)(Colours(), None),
+            Choices(str(root), questions, batch_size=3)(Colours(), None),
+            Segmentation(str(root), Masks("scenes/{}.png", "masks/{}.png"), ["a", "b"], "simple")(
+                tower, None
+            ),
+        ]
+    each = [value for one in found for values in one.each.values() for value in values.values]
+    return {"row": torch.tensor(each + [number for one in found for number in one.numbers.values()])}
+
+
+@pytest.mark.long
+def test_two_processes_find_what_one_finds(tmp_path):
+    (tmp_path / "architectures").mkdir()
+    (tmp_path / "architectures/ViT-longclip-tiny.json").write_text(json.dumps(TINY))
+    paint(tmp_path / "classes/red", a="red", b="blue", c="red-green")
+    paint(tmp_path / "classes/green", a="green", b="green-blue")
+    rows = [{"image": f"red/{name}.png", "caption": "red", "negatives": ["blue"]} for name in "abca"]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    noise = np.random.default_rng(0)
+    for n in range(3):
+        for folder, shape, levels in (("scenes", (30, 40, 3), 256), ("masks", (30, 40), 2)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            pixels = noise.integers(0, levels, shape, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{n}.png")
+    alone = judged(tmp_path)["row"]
+    first, second = spawn(partial(judged, tmp_path), 2, tmp_path)
+    assert torch.equal(first["row"], alone)
+    assert torch.equal(second["row"], alone)
