@@ -55,7 +55,7 @@ class Concepts:
 
     split: Split
     train: str | None = None
-    edges: Sequence[float] = (0.0001, 0.01)
+    edges: Sequence[float] = (0.001, 0.01)
     common: float = 0.5
     sample: int = 100_000
     batch_size: int = 128
