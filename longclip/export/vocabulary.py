@@ -2,8 +2,8 @@
 
 Ids are open_clip's, also of curly quotes and common HTML entities, which open_clip's cleaning straightens.
 They differ where it repairs more (mojibake, ligatures, full-width letters) and where a caption spells a
-special token out. Padding is the end token, not 0, which a causal tower that pools at the first end token never
-sees.
+special token out. Padding is the end token instead of 0; a causal tower that pools at the first end token
+sees neither.
 
 transformers' own `CLIPTokenizer` class forgets the straightening: `AutoTokenizer` keeps it, and so does the
 tokenizers library.

@@ -87,8 +87,7 @@ def test_a_single_file_is_the_text_tower_that_its_loaders_build(square: Backbone
     assert names(parity.verify(square, "clip_l", directory)) == TEXTS
 
 
-@pytest.mark.parametrize("kind", ["open_clip", "hf"])
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize(("kind", "dtype"), [("open_clip", "bf16"), ("hf", "fp16")])
 @pytest.mark.usefixtures("here")
 def test_half_precision_halves_the_file_and_moves_features_a_little(
     backbone: Backbone, kind: str, dtype: str, tmp_path: Path
