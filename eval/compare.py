@@ -21,7 +21,7 @@ from .deltas import LEVEL, Results, compare
 from .report.tables import number
 from .results import find, load
 
-_MINOR = re.compile(r"_(r5|r10|median|queries)$")
+_MINOR = re.compile(r"_(r5|r10|median|queries)$|/(tokens|tokens_max|truncated|overlap|chance)$")
 
 
 def rows(names: Sequence[str], found: Sequence[Results], everything: bool, resamples: int) -> list[list[str]]:
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m eval.compare", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("models", nargs="+", metavar="MODEL", help="a judged model or a folder of results")
-    parser.add_argument("--all", action="store_true", help="R@5, R@10 and median ranks, too")
+    parser.add_argument("--all", action="store_true", help="every number, not the main ones only")
     parser.add_argument("--resamples", type=int, default=10_000, help="of the bootstrap; default: 10000")
     parser.add_argument("--out", type=Path, help="write the table as Markdown here, too")
     options = parser.parse_args(arguments)

@@ -7,6 +7,7 @@ retrieves, small enough for a page or a logger. Every process may make them: the
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -118,15 +119,20 @@ def _asked_by_text(ranked: Ranked, m: int) -> Failure:
     right, found = ranked.owners[m], ranked.t2i_first[m]
     pictures = [_thumbnail(ranked, n) for n in (right, found)]
     key, found_key = ranked.images[right], ranked.images[found]
-    return Failure(ranked.t2i_ranks[m], key, pictures[0], ranked.texts[m], found_key, pictures[1], None)
+    return Failure(ranked.t2i_ranks[m], key, pictures[0], _text(ranked, m), found_key, pictures[1], None)
 
 
 def _asked_by_image(ranked: Ranked, q: int) -> Failure:
     image, found = ranked.asked[q], ranked.i2t_first[q]
-    own = ranked.texts[list(ranked.owners).index(image)]
+    own = _text(ranked, list(ranked.owners).index(image))
     key, found_key = ranked.images[image], ranked.images[ranked.owners[found]]
     picture = _thumbnail(ranked, image)
-    return Failure(ranked.i2t_ranks[q], key, picture, own, found_key, None, ranked.texts[found])
+    return Failure(ranked.i2t_ranks[q], key, picture, own, found_key, None, _text(ranked, found))
+
+
+def _text(ranked: Ranked, m: int) -> str:
+    """As the model was shown it, without the spaces that tokens bring: "a dog , wet ." """
+    return re.sub(r" (?=[.,;:!?)])", "", ranked.texts[m])
 
 
 def _texts_to_point(ranked: Ranked, count: int) -> list[int]:
@@ -139,7 +145,7 @@ def _texts_to_point(ranked: Ranked, count: int) -> list[int]:
 
 def _pointed(tower: DualTower, ranked: Ranked, m: int) -> Pointed | None:
     """None where the image cannot be read."""
-    image, text = ranked.owners[m], ranked.texts[m]
+    image, text = ranked.owners[m], _text(ranked, m)
     image_CHW = _decoded(ranked, image)
     if image_CHW is None:
         return None

@@ -29,12 +29,12 @@ def gallery(shown: Gallery, number: int) -> str:
     maps = "".join(_pointed(one, f"p{number}-{at}") for at, one in enumerate(shown.pointed))
     if shown.unpointed:
         maps = f'<p class="soft">No heat maps: {escape(shown.unpointed)}.</p>'
+    opened = "" if number else " open"
     return (
-        f"<h2>{escape(shown.benchmark)}: what went wrong</h2>"
-        f'<p class="soft">View {escape(shown.view)}. The nearest misses first, then the worst. Marked words '
-        f"stand only in one of two texts.</p>{failures}"
-        f"<h2>{escape(shown.benchmark)}: where sentences point</h2>"
-        f'<p class="soft">{_MAPS}</p>{maps}'
+        f"<details{opened}><summary><h2>{escape(shown.benchmark)}: failures and heat maps</h2></summary>"
+        f'<p class="soft">View {escape(shown.view)}. Nearest misses first, then the worst. Marked are the '
+        f"words that only one of two texts has.</p>{failures}"
+        f'<h3>Where sentences point</h3><p class="soft">{_MAPS}</p>{maps}</details>'
     )
 
 
@@ -65,8 +65,11 @@ def _failure(failure: Failure, items: int) -> str:
         body = f'<p>{escape(failure.text)}</p><div class="pair">{right}{found}</div>'
     else:
         own, theirs = _told_apart(failure.text, failure.found_text or "")
-        texts = f"<h4>the right text</h4><p>{own}</p><h4>came first</h4><p>{theirs}</p>"
-        body = f'<div class="pair">{right}<div>{texts}</div></div>'
+        texts = [
+            f"<div><h4>the right text</h4><p>{own}</p></div>",
+            f"<div><h4>came first</h4><p>{theirs}</p></div>",
+        ]
+        body = f'<div class="texts">{right}{"".join(texts)}</div>'
     return (
         f'<article class="card">{_head(f"rank {failure.rank:,} of {items:,}", failure.key)}{body}</article>'
     )

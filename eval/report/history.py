@@ -36,7 +36,7 @@ def losses(run: Path) -> dict[str, Points]:
             for name, value in row.items():
                 if re.fullmatch("train/[^/]+", name):
                     curves[name.removeprefix("train/")][row["samples_seen"]] = value
-    ordered = {name: sorted(curve.items()) for name, curve in curves.items()}
+    ordered = {name: sorted(curves[name].items()) for name in sorted(curves, key=lambda name: name != "loss")}
     return {name: line[:: math.ceil(len(line) / MOST)] for name, line in ordered.items()}
 
 

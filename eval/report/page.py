@@ -7,7 +7,7 @@ could not fetch or run anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
@@ -27,6 +27,7 @@ from .tables import HEAD, cells, number, others, views
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 CLIP = 77  # tokens that CLIP reads
+R1 = "R@1, mean of both ways, %"
 SHOWN = 8  # failures each way, and images with heat maps
 
 
@@ -111,39 +112,35 @@ def _benchmark(name: str, results: Results, against: Against | None) -> str:
 
 
 def _retrieval(benchmark: str, numbers: Mapping[str, float], against: Against | None) -> str:
-    head = ["view", *HEAD, *(["R@1 to text, change", "R@1 to image, change"] if against else [])]
     rows = []
     for view in views(numbers):
         changes = [_change(against, f"{benchmark}/{view}/{way}_r1") for way in ("i2t", "t2i")]
-        rows.append([view, *cells(numbers, view), *(changes if against else [])])
-    return _table(head, rows)
+        rows.append([view, *cells(numbers, view), *changes])
+    return _table(["view", *HEAD, "R@1 to text, change", "R@1 to image, change"], rows)
 
 
 def _numbers(benchmark: str, numbers: Mapping[str, float], against: Against | None) -> str:
-    head = ["number", "value", *(["before", "change"] if against else [])]
+    start = against.numbers if against else {}
     rows = []
     for name in others(numbers):
-        before = against.numbers.get(f"{benchmark}/{name}") if against else None
-        compared = ["" if before is None else number(before), _change(against, f"{benchmark}/{name}")]
-        rows.append([name, number(numbers[name]), *(compared if against else [])])
-    return _table(head, rows)
+        place = f"{benchmark}/{name}"
+        before = number(start[place]) if place in start else ""
+        rows.append([name, number(numbers[name]), before, _change(against, place)])
+    return _table(["number", "value", "before", "change"], rows)
 
 
 def _change(against: Against | None, name: str) -> str:
     return str(against.deltas[name]) if against and name in against.deltas else ""
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Cells carry their column's name: on a phone, where columns do not fit, it stands before them."""
-    names = [escape(name) for name in head]
-    body = "".join(
-        "<tr>"
-        + "".join(f'<td data-name="{n}">{escape(c)}</td>' for n, c in zip(names, row, strict=True))
-        + "</tr>"
-        for row in rows
-    )
-    columns = "".join(f"<th>{name}</th>" for name in names)
-    return f'<div class="scroll"><table><tr>{columns}</tr>{body}</table></div>' if body else ""
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns that hold something. On a phone, where they do not fit, a cell's column stands before it."""
+    kept = [at for at in range(len(head)) if any(row[at] for row in rows)]
+    names = {at: escape(head[at]) for at in kept}
+    cells = [[f'<td data-name="{names[at]}">{escape(row[at])}</td>' for at in kept] for row in rows]
+    lines = ["".join(f"<th>{name}</th>" for name in names.values()), *("".join(row) for row in cells)]
+    table = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="scroll"><table>{table}</table></div>' if rows else ""
 
 
 def _lengths(results: Results, against: Against | None) -> str:
@@ -154,16 +151,15 @@ def _lengths(results: Results, against: Against | None) -> str:
         lines: dict[str, Points] = {"this model": list(curve.items())}
         if against and benchmark in theirs:
             lines[against.name] = list(theirs[benchmark].items())
-        axes = Axes(
-            "tokens of the caption that the model is shown", f"{benchmark}: R@1, mean of both ways, %"
-        )
-        charts += _card(chart(lines, axes._replace(x_ticks=list(curve), mark=(CLIP, "CLIP reads 77"))))
+        axes = Axes("tokens of the caption that the model is shown", f"{benchmark}: {R1}", (0, 100))
+        marked = axes._replace(x_ticks=list(curve), mark=(CLIP, f"CLIP reads {CLIP}"))
+        charts += _card(chart(lines, marked))
     return f"<h2>Effective length</h2>{charts}" if charts else ""
 
 
 def _training(run: Path) -> str:
     losses = chart(history.losses(run), Axes("images seen", "loss"))
-    judged = chart(history.judged(run), Axes("images seen", "R@1, mean of both ways, %"))
+    judged = chart(history.judged(run), Axes("images seen", R1, (0, 100)))
     charts = _card(losses) + _card(judged)
     return f"<h2>Training</h2>{charts}" if charts else ""
 

@@ -24,12 +24,15 @@ _LENGTHS = ("tokens", "tokens_max", "truncated")
 
 def table(numbers: Numbers, start: Numbers | None, title: str) -> Table:
     """What a terminal shows: all numbers, and R@1 and the others as they were at the start."""
-    shown = Table("", *HEAD, "R@1 at start", title=title, title_justify="left", caption=NOTE)
+    shown = Table(title=title, title_justify="left", caption=NOTE)
+    shown.add_column("", overflow="fold")
+    for name in (*HEAD, *(["R@1 at start"] if start else [])):
+        shown.add_column(name, no_wrap=True)
     for view in views(numbers):
-        shown.add_row(view, *cells(numbers, view), both(start or {}, view, "r1"))
+        shown.add_row(view, *cells(numbers, view), *([both(start, view, "r1")] if start else []))
     for name in others(numbers):
         before = number(start[name]) if start and name in start else ""
-        shown.add_row(name, number(numbers[name]), *[""] * (len(HEAD) - 1), before)
+        shown.add_row(name, number(numbers[name]), *[""] * (len(HEAD) - 1), *([before] if start else []))
     return shown
 
 
