@@ -190,6 +190,8 @@ def config_keys(config_name: str) -> Iterator[str]:
 
 def _walk(node: Any, prefix: str) -> Iterator[str]:
     for key in node:
+        if str(key).startswith("_"):  # _target_ and the like are not what somebody mistypes
+            continue
         yield f"{prefix}{key}"
         if not isinstance(key, int) and isinstance(node._get_node(key), DictConfig):
             yield from _walk(node._get_node(key), f"{prefix}{key}.")

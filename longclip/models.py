@@ -45,7 +45,7 @@ def load(name: str, context_length: int | None = None, weights: str | None = Non
     if name.startswith(("local-dir:", "hf-hub:")):
         return build(None, name, context_length)
     architecture, slash, tag = name.partition("/")
-    if path.exists() or not slash:
+    if path.exists() or not slash or path.parent.is_dir():  # runs/mien is a mistyped run
         raise UserError(
             f"{name} is no run (no checkpoints/ in it), no .ckpt, no export (no open_clip_config.json or "
             "config.json in it) and no ARCHITECTURE/TAG such as ViT-B-16/openai"

@@ -108,7 +108,7 @@ def opened(root: str, tree: str) -> Folder:
 def absent(root: str, what: str, tree: str) -> str:
     """The sentence for a set that is not there."""
     lines = "\n".join(f"    {line}" for line in tree.strip().splitlines())
-    return f"{root} {what}; put the set there, or say where it is with root=DIR. Expected in it:\n{lines}"
+    return f"{root} {what}; put the set there, or say where it is with benchmark.NAME.root=DIR. Expected in it:\n{lines}"
 
 
 def check_whole(root: str, kind: str, found: int, expected: int | None, faults: Sequence[str]) -> None:
