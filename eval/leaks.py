@@ -10,9 +10,8 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 
 from longclip.data.corpus import sources
 from longclip.data.tars.dataset import Dataset
@@ -68,8 +67,7 @@ def trained_on(model: str) -> list[str]:
     path = Path(model.removeprefix("local-dir:"))
     configs = (folder / "config.yaml" for folder in (path, path.parent, path.parent.parent))
     config = next((file for file in configs if file.is_file()), None)
-    data: Any = OmegaConf.load(config).get("data") if config else None
+    data = (yaml.safe_load(config.read_text()) or {}).get("data") if config else None
     if not data or "train" not in data:
         return []
-    train = data.train if isinstance(data.train, str) else OmegaConf.to_container(data.train)
-    return [within(data.root, source.folder) for source in sources(train).values()]
+    return [within(data["root"], source.folder) for source in sources(data["train"]).values()]

@@ -56,7 +56,8 @@ def _judge(tower: Any, data: Any, benchmarks: dict[str, Any]) -> tuple[dict[str,
     """Findings, and the seconds that each benchmark took."""
     from longclip.evaluate import examine
 
-    findings, seconds = {}, {}
+    findings: dict[str, Any] = {}
+    seconds: dict[str, float] = {}
     for name, evaluator in benchmarks.items():
         started = time.monotonic()
         findings |= examine(tower, data, {name: evaluator})
@@ -74,7 +75,7 @@ def _finish(
     from eval.results import Facts, flat, folder_of, write
     from longclip.models import fingerprint
 
-    settings = OmegaConf.to_container(config.benchmark, resolve=True)
+    settings: Any = OmegaConf.to_container(config.benchmark, resolve=True)
     facts = Facts(config.source, fingerprint(backbone), tower.context_length, settings, seconds)
     folder = Path(config.out) if config.out else folder_of(config.source)
     results = write(folder, findings, facts)

@@ -32,7 +32,7 @@ def places(
     item_ME: Tensor,
     query_owner_N: Tensor,
     item_owner_M: Tensor,
-    chunk: int = 1024,
+    chunk: int = 256,
     across: int = 4096,
 ) -> Places:
     """The place of the best right item among all items for every query, and the strongest wrong one.
