@@ -24,6 +24,7 @@ def write_whole(directory: Path, marker: str, fill: Callable[[Path], None]) -> N
             fill(Path(scratch))
             (directory / marker).unlink(missing_ok=True)
             for file in sorted(Path(scratch).iterdir(), key=lambda file: file.name == marker):
+                file.chmod(0o644)  # safetensors lets nobody else read what it writes
                 os.replace(file, directory / file.name)
     except (OSError, SafetensorError) as error:
         raise UserError(f"The export could not be written to {directory}: {error}.") from error

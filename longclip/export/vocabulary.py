@@ -78,7 +78,7 @@ def write_padded(context_length: int, folder: Path) -> None:
     made.save(str(folder / "tokenizer.json"))
 
 
-def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _vocabulary() -> tuple[dict[str, int], Any]:
     theirs = SimpleTokenizer()
     vocabulary = {_NAMES.get(number, token): number for token, number in theirs.encoder.items()}
     return vocabulary, list(theirs.bpe_ranks)
