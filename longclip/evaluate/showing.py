@@ -20,8 +20,9 @@ from ..data.faults import Damaged
 from ..data.images import EvalTransform
 from ..data.loading import decoded
 from ..data.module import transform_of
-from ..tokens import pack
-from ..types import Text, UserError
+from ..tokens import Packed, pack
+from ..types import Batch, Embeddings, Text, UserError
+from .judging import to_device
 
 if TYPE_CHECKING:
     from ..towers.clip import DualTower
@@ -76,17 +77,35 @@ def pixel_batches(parts: Iterable[Sequence[Load]], transform: EvalTransform) -> 
             yield torch.stack([one.result() for one in coming])
 
 
+def pictures_seen(tower: DualTower, pixels_BCHW: Tensor, needs: frozenset[str] = frozenset()) -> Embeddings:
+    """What the tower makes of pictures alone.
+
+    By its forward, as is `text_features`: that is where FSDP2 gathers weights that it has split.
+    """
+    none_B1 = torch.zeros(len(pixels_BCHW), 1, dtype=torch.int32)
+    return _forward(tower, pixels_BCHW, Packed(none_B1[:0, 0], none_B1, none_B1, 0), needs)
+
+
 def text_features(tower: DualTower, texts: Sequence[str], at_once: int = 256) -> tuple[Tensor, Tensor]:
     """(text_SE, which of the texts the context length cut, [S] bool), both on the host."""
-    device = next(tower.parameters()).device
     clean, ids = tower.tokenizer.clean, tower.tokenizer.ids
+    size = transform_for(tower, None).size
+    blank_1CHW = torch.zeros(1, 3, size, size, dtype=torch.uint8)  # the forward sees a picture, too
     features, cut = [], []
     for start in range(0, len(texts), at_once):
-        rows = [[Text(ids(clean(text)))] for text in texts[start : start + at_once]]
-        packed = pack(rows, tower.tokenizer)
-        features.append(tower.encode_text(packed.tokens_T.to(device), packed.lengths_BK.numpy().ravel()))
-        cut.append(packed.dropped_BK[:, 0] > 0)
+        row = [Text(ids(clean(text))) for text in texts[start : start + at_once]]
+        packed = pack([row], tower.tokenizer)
+        features.append(_forward(tower, blank_1CHW, packed).text_BKE[0])
+        cut.append(packed.dropped_BK[0] > 0)
     return torch.cat(features).cpu(), torch.cat(cut)
+
+
+def _forward(
+    tower: DualTower, pixels_BCHW: Tensor, packed: Packed, needs: frozenset[str] = frozenset()
+) -> Embeddings:
+    batch = to_device(Batch([""] * len(pixels_BCHW), pixels_BCHW, *packed), tower)
+    found: Embeddings = tower(batch, {"all": slice(None)}, needs)
+    return found
 
 
 def cosine(left_NE: Tensor, right_ME: Tensor) -> Tensor:
@@ -108,7 +127,8 @@ def opened(root: str, tree: str) -> Folder:
 def absent(root: str, what: str, tree: str) -> str:
     """The sentence for a set that is not there."""
     lines = "\n".join(f"    {line}" for line in tree.strip().splitlines())
-    return f"{root} {what}; put the set there, or say where it is with benchmark.NAME.root=DIR. Expected in it:\n{lines}"
+    where = "put the set there, or say where it is with benchmark.NAME.root=DIR"
+    return f"{root} {what}; {where}. Expected in it:\n{lines}"
 
 
 def check_whole(root: str, kind: str, found: int, expected: int | None, faults: Sequence[str]) -> None:
