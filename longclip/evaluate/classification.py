@@ -22,7 +22,15 @@ from ..types import UserError
 from .judging import Each, Findings, Judged
 from .labelled import READERS, Item, Labelled
 from .sharing import collect, share
-from .showing import check_whole, cosine, pixel_batches, protocol_id, text_features, transform_for
+from .showing import (
+    check_whole,
+    cosine,
+    pictures_seen,
+    pixel_batches,
+    protocol_id,
+    text_features,
+    transform_for,
+)
 
 if TYPE_CHECKING:
     from ..towers.clip import DualTower
@@ -99,7 +107,7 @@ class Classification:
         for batch, pixels_BCHW in zip(
             own, pixel_batches(loads, transform_for(tower, self.resize_mode)), strict=True
         ):
-            image_BE = tower.encode_image(pixels_BCHW).cpu()
+            image_BE = pictures_seen(tower, pixels_BCHW).image_BE.cpu()
             label_B = torch.tensor([item.label for item in batch])
             places.append(places_of(image_BE, class_CE, label_B, spared_CC))
         return collect(places, len(batches))

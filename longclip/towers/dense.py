@@ -1,7 +1,7 @@
 """Patch tokens for looking closely: what the last block of an image tower mixes into them is a choice.
 
-In: a ViT of open_clip's, normalised pixels, the name of an attention. Out: `patches_BPE` in the joint space,
-not normalised. CLIP's last block mixes patch tokens for the good of the class token, so that what lies at a
+In: a ViT of open_clip's, the name of an attention. Out: the same tower, whose patch tokens are other ones for
+a while. CLIP's last block mixes patch tokens for the good of the class token, so that what lies at a
 patch is no longer read there best; segmentation without training therefore puts another attention in its
 place. A model whose training compares patches with texts needs none of this: `plain`.
 """
@@ -18,18 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..types import UserError
-from .image import encode_patches, has_patches
-
-
-def dense_patches(visual: nn.Module, pixels_BCHW: Tensor, attention: str) -> Tensor:
-    """Normalised pixels -> patches_BPE, with one of `ATTENTIONS` in the last block.
-
-    plain: the block's own, softmax(q k'): the tokens that patch terms train and heat maps show.
-    value: every token keeps its own value (MaskCLIP, Zhou et al. 2022, arXiv 2112.01071).
-    csa: softmax(q q') + softmax(k k') (SCLIP, Wang et al. 2023, arXiv 2312.01597).
-    """
-    with _attending(visual, attention):
-        return encode_patches(visual, pixels_BCHW)[1]
+from .image import has_patches
 
 
 def check_attention(visual: nn.Module, attention: str) -> None:
@@ -50,8 +39,13 @@ def check_attention(visual: nn.Module, attention: str) -> None:
 
 
 @contextmanager
-def _attending(visual: nn.Module, attention: str) -> Iterator[None]:
-    """The last block with another attention, for as long as this lasts."""
+def attending(visual: nn.Module, attention: str) -> Iterator[None]:
+    """The last block with one of `ATTENTIONS`, for as long as this lasts.
+
+    plain: its own, softmax(q k'): the tokens that patch terms train and heat maps show.
+    value: every token keeps its own value (MaskCLIP, Zhou et al. 2022, arXiv 2112.01071).
+    csa: softmax(q q') + softmax(k k') (SCLIP, Wang et al. 2023, arXiv 2312.01597).
+    """
     check_attention(visual, attention)
     mix = ATTENTIONS[attention]
     if mix is None:

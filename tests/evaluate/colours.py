@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from longclip.dist import Gather
 from longclip.tokens import Tokenizer
+from longclip.types import Embeddings
 
 RGB = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -24,14 +26,14 @@ class Colours(torch.nn.Module):
         self.tokenizer = Tokenizer(open_clip.get_tokenizer("ViT-B-16"), 77)
         self.named = {self.tokenizer.ids(name): place for place, name in enumerate(RGB)}
 
-    def encode_image(self, pixels_BCHW):
-        return F.normalize(pixels_BCHW.double().mean((2, 3)), dim=-1).float()
-
-    def encode_text(self, tokens_T, lengths_S):
-        texts = [part.tolist() for part in tokens_T.split(lengths_S.tolist())]
+    def forward(self, batch, slots, needs):
+        image_BE = F.normalize(batch.pixels_BCHW.double().mean((2, 3)), dim=-1)
+        texts = [part.tolist() for part in batch.tokens_T.split(batch.lengths_BK.ravel().tolist())]
         counts = [[text.count(ids[0]) for ids in self.named] for text in texts]
-        counts = [own if any(own) else [1, 1, 1] for own in counts]
-        return F.normalize(torch.tensor(counts).double(), dim=-1).float()
+        counts = torch.tensor([own if any(own) else [1, 1, 1] for own in counts]).double()
+        text_BKE = F.normalize(counts, dim=-1).unflatten(0, batch.lengths_BK.shape)
+        exists = batch.lengths_BK > 0
+        return Embeddings(image_BE.float(), text_BKE.float(), exists, slots, torch.ones(()), Gather())
 
 
 def png(*columns):

@@ -1,15 +1,19 @@
 """The sets in conf/benchmark that judge other things than retrieval: built from their YAML, and missing."""
 
+import re
+import shlex
 from pathlib import Path
 
+import hydra
 import pytest
 from colours import Colours, paint
 from omegaconf import OmegaConf
 
-from conf.launch import instantiate
+from conf.launch import evaluators, instantiate
 from longclip.types import UserError
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "conf" / "benchmark"
+PAGE = BENCHMARKS.parents[1] / "docs" / "evaluation-tasks.md"
 KINDS = ("Classification", "Choices", "Twins", "Segmentation")
 SETS = [
     path
@@ -43,3 +47,30 @@ def test_your_own_questions_are_asked_as_the_yaml_says(tmp_path, monkeypatch):
     )
     found = instantiate(OmegaConf.load(BENCHMARKS / "choices.yaml"))["choices"](Colours(), None)
     assert found.numbers["accuracy"] == 100
+
+
+def commands():
+    """The commands of this page of the docs, as words."""
+    for block in re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            yield shlex.split(line, comments=True)
+
+
+def test_every_command_of_the_docs_builds_its_benchmarks():
+    judged = [words[3:] for words in commands() if words[:3] == ["python", "-m", "eval.run"]]
+    assert len(judged) > 4
+    for overrides in judged:
+        overrides = [word.replace("model=", "source=") for word in overrides]
+        with hydra.initialize_config_dir(str(BENCHMARKS.parent), version_base="1.3"):
+            config = hydra.compose("eval", overrides=overrides)
+        assert evaluators(config.benchmark)
+
+
+def test_the_questions_in_the_docs_can_be_asked(tmp_path, monkeypatch):
+    monkeypatch.setenv("LONGCLIP_BENCHMARKS", str(tmp_path))
+    (line,) = re.findall(r"```json\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    paint(tmp_path / "choices", a="red")
+    (tmp_path / "choices/a.png").rename(tmp_path / "choices/a.jpg")
+    (tmp_path / "choices/questions.jsonl").write_text(line)
+    found = instantiate(OmegaConf.load(BENCHMARKS / "choices.yaml"))["choices"](Colours(), None)
+    assert found.numbers["questions"] == 1

@@ -14,7 +14,7 @@ from longclip.evaluate.classification import classifier, templates_of
 from longclip.evaluate.segmentation import _findings, counted
 from longclip.evaluate.sliding import Sizes, decide, similarities, starts
 from longclip.towers.clip import DualTower
-from longclip.towers.dense import dense_patches
+from longclip.towers.dense import attending
 from longclip.towers.image import encode_patches
 from longclip.towers.pretrained import build
 from longclip.types import UserError
@@ -60,7 +60,8 @@ def softmax(q, k):
 def test_the_last_block_attends_as_its_name_says_and_is_as_before_afterwards(tower, attention, mix):
     visual, pixels_BCHW = tower.backbone.visual, torch.randn(2, 3, 24, 24)
     before = encode_patches(visual, pixels_BCHW)[1]
-    found = dense_patches(visual, pixels_BCHW, attention)
+    with attending(visual, attention):
+        found = encode_patches(visual, pixels_BCHW)[1]
     assert (found - by_hand(visual, pixels_BCHW, mix)).abs().max() < 1e-5
     assert (found - before).abs().max() < 1e-5 or attention != "plain"
     assert torch.equal(encode_patches(visual, pixels_BCHW)[1], before)
@@ -183,8 +184,8 @@ def test_masks_of_colours_or_of_unnamed_classes_are_sentences(tower, tmp_path):
 
 def test_towers_and_windows_that_cannot_are_sentences(tower):
     with pytest.raises(UserError, match="attention is one of plain, value, csa"):
-        dense_patches(tower.backbone.visual, torch.zeros(1, 3, 24, 24), "best")
+        attending(tower.backbone.visual, "best").__enter__()
     with pytest.raises(UserError, match="size is a multiple of the model's patches"):
         Windows(size=20).of(tower)
     with pytest.raises(UserError, match="without patch tokens"):
-        dense_patches(torch.nn.Linear(1, 1), torch.zeros(1), "plain")
+        attending(torch.nn.Linear(1, 1), "plain").__enter__()

@@ -1,4 +1,4 @@
-"""Classes, pairs and masks on two processes: each does a part, both know everything."""
+"""Classes, pairs and masks on two processes: each does a part, both know everything, split model or not."""
 
 import json
 from functools import partial
@@ -7,26 +7,30 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from colours import Colours, paint
+from colours import paint
 from PIL import Image
 from processes import spawn
 from tiny import TINY
+from torch.distributed.device_mesh import init_device_mesh
 
 from longclip.evaluate import Choices, Classification, Masks, Questions, Segmentation
+from longclip.strategies.sharding import prepare
 from longclip.towers.clip import DualTower
 from longclip.towers.pretrained import build
 
 
-def judged(root):
-    """All that three evaluators find, as one row."""
+def judged(root, split=False):
+    """All that three evaluators find, as one row; `split`: FSDP2 has split the model."""
     open_clip.add_model_config(root / "architectures")
     torch.manual_seed(0)
     tower = DualTower(build("ViT-longclip-tiny", None, 248)).eval()
+    if split:
+        prepare(tower, [], init_device_mesh("cpu", (2,)))
     questions = Questions({"own": "rows.jsonl"}, "classes/{image}", ["caption"], ["negatives"])
     with torch.no_grad():
         found = [
-            Classification(str(root), "folders", "classes", batch_size=2)(Colours(), None),
-            Choices(str(root), questions, batch_size=3)(Colours(), None),
+            Classification(str(root), "folders", "classes", batch_size=2)(tower, None),
+            Choices(str(root), questions, batch_size=3)(tower, None),
             Segmentation(str(root), Masks("scenes/{}.png", "masks/{}.png"), ["a", "b"], "simple")(
                 tower, None
             ),
@@ -50,6 +54,8 @@ def test_two_processes_find_what_one_finds(tmp_path):
             pixels = noise.integers(0, levels, shape, np.uint8)
             Image.fromarray(pixels).save(tmp_path / folder / f"{n}.png")
     alone = judged(tmp_path)["row"]
-    first, second = spawn(partial(judged, tmp_path), 2, tmp_path)
-    assert torch.equal(first["row"], alone)
-    assert torch.equal(second["row"], alone)
+    for split in (False, True):
+        (tmp_path / "meet").unlink(missing_ok=True)
+        first, second = spawn(partial(judged, tmp_path, split), 2, tmp_path)
+        assert torch.equal(first["row"], alone)
+        assert torch.equal(second["row"], alone)
