@@ -63,7 +63,7 @@ def train(config: DictConfig) -> dict[str, float]:
         return {}
     folder = run / "export"
     if config.export:
-        export_model(run, folder, weights=config.weights)
+        export_model(run, folder, config.export, weights=config.weights)
     return report.finish(run, folder if config.export else None)
 
 

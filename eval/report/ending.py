@@ -27,10 +27,8 @@ def finish(run: Path, export: Path | None) -> dict[str, float]:
         plot_lengths(named, run / "length.png")
         console.print(f"effective length: {run / 'length.png'}")
     if export:
-        console.print(
-            f"open_clip folder: {export}  (open_clip.create_model_and_transforms('local-dir:{export}'))"
-        )
-        console.print(f"next: python -m eval.run model={export}")
+        console.print(f"export: {export}  (its README.md says how to open it)")
+        console.print(f"next: python -m eval.run model={run}")
     else:
         console.print(f"next: longclip export {run} --out {run / 'export'}")
     return metrics

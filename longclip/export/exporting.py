@@ -36,7 +36,7 @@ def write(
     is replaced. Raises UserError with the list of all that the format cannot express, where a library is
     missing, and where the disk refuses.
     """
-    chosen = FORMATS[kind]
+    chosen = _format(kind)
     made = plain(backbone, dtype, provenance)
     problems = find_problems(backbone, made) or chosen.problems(made)
     if problems:
@@ -45,6 +45,12 @@ def write(
     directory = Path(directory).expanduser()
     write_whole(directory, chosen.marker, lambda folder: chosen.write(made, folder))
     return directory
+
+
+def _format(kind: str) -> Format:
+    if kind not in FORMATS:
+        raise UserError(f"{kind!r} is no format of an export: choose one of {', '.join(FORMATS)}")
+    return FORMATS[kind]
 
 
 def _check_installed(kind: str, chosen: Format) -> None:

@@ -177,6 +177,11 @@ def test_what_half_precision_cannot_hold_is_refused(backbone: Backbone, tmp_path
     export.write(backbone, tmp_path / "export", dtype="bf16")
 
 
+def test_a_format_that_is_none_is_named(backbone: Backbone, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'tensorflow' is no format of an export: choose one of open_clip, hf"):
+        export.write(backbone, tmp_path / "export", "tensorflow")
+
+
 def test_a_missing_library_is_named_with_its_extra(
     backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
