@@ -14,6 +14,7 @@ from eval.report import charts, examples, history, page, tables
 from eval.results import Facts
 from longclip import gallery, runs
 from longclip.captions import First, Whole
+from longclip.data import images
 from longclip.data.module import DataModule
 from longclip.data.plans.plan import Plan
 from longclip.evaluate import Findings, Pointing, Ranked, Retrieval, examine
@@ -125,6 +126,9 @@ def test_failures_are_the_nearest_and_the_worst_with_the_rank_of_the_truth(tower
         assert failure.key == ranked.images[ranked.owners[m]]
         assert failure.rank == ranked.t2i_ranks[m]
         assert failure.found_key == ranked.images[ranked.t2i_first[m]]
+        shown_CHW = [images.decode(data) for data in (failure.picture, failure.found_picture)]
+        kept_CHW = [images.decode(ranked.picture(n)) for n in (ranked.owners[m], ranked.t2i_first[m])]
+        assert all(torch.equal(a, b) for a, b in zip(shown_CHW, kept_CHW, strict=True))
     for failure in shown.i2t.failures:
         q = list(ranked.asked).index(list(ranked.images).index(failure.key))
         assert failure.found_text == gallery._text(ranked, ranked.i2t_first[q])

@@ -108,9 +108,9 @@ def test_judging_the_export_offline_gives_the_runs_own_numbers(folder):
     source = [f"model={folder}/small/export", f"data.root={folder}/scenes", "data.prepare=null"]
     run([sys.executable, "-m", "eval.run", *source])
     assert not (ROOT / "run.log").exists(), "judging leaves nothing where it was started"
-    offline = json.loads((folder / "small" / "export" / "eval.json").read_text())
+    offline = json.loads((folder / "small" / "export" / "eval" / "metrics.json").read_text())
     online = json.loads((folder / "small" / "metrics.json").read_text())
-    assert offline.keys() == online.keys()
+    assert online.keys() <= offline.keys()
     for name, value in online.items():
         assert offline[name] == pytest.approx(value, abs=1e-6), name
 
@@ -132,9 +132,7 @@ def test_two_processes_end_with_the_weights_of_one(folder):
     assert losses(folder / "two") == pytest.approx(losses(folder / "small"), rel=1e-4)
 
 
-def test_loggers_need_no_account(folder):
-    run(command(folder, "logger=wandb", "samples=32", "export=null", name="wandb"))
-    assert list((folder / "wandb" / "wandb").glob("offline-run-*")), "no offline run was kept"
+def test_tensorboard_is_written(folder):
     run(command(folder, "logger=tensorboard", "samples=32", "export=null", name="tb"))
     assert list((folder / "tb").rglob("events.out.tfevents*"))
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import test_run as train
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
@@ -87,11 +88,11 @@ def test_curves_go_on_over_the_steps_of_training(starts):
 
 
 class Table:
-    """A table of a start, as an upload would find it: rows, and the files that they name."""
+    """The last such table of a start, as an upload would find it: rows, and the files that they name."""
 
     def __init__(self, start, name):
         contents = [one["manifest"]["contents"] for one in of_kind(start, "artifact")]
-        (self.files,) = [
+        *_, self.files = [
             {entry["path"]: Path(entry["local_path"]) for entry in entries}
             for entries in contents
             if any(entry["path"] == f"{name}.table.json" for entry in entries)
@@ -146,3 +147,23 @@ def test_processes_but_the_first_log_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     started(tmp_path / "mine", 0, 2)
     assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.long
+def test_a_training_and_its_resume_are_one_run_with_everything_in_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    overrides = ["logger=wandb", "export=null", "judge.gallery=2"]
+    train.run(train.command(tmp_path, *overrides, "samples=64", name="mine"))
+    train.run(train.command(tmp_path, *overrides, "samples=128", "resume=auto", name="mine"))
+    first, second = (records(tmp_path / "mine", number) for number in (0, 1))
+    assert {of_kind(start, "run")[0]["run_id"] for start in (first, second)} == {
+        (tmp_path / "mine" / "wandb_id").read_text()
+    }
+    assert of_kind(second, "config")[0]["update"]["recipe"]["terms"]
+    rows = [[row["item"] for row in of_kind(start, "history")] for start in (first, second)]
+    losses = [[row["trainer/global_step"] for row in start if "train/loss" in row] for start in rows]
+    assert losses == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    for start in (first, second):
+        shown = Table(start, "heat/scenes")
+        assert shown.picture(shown.rows[0]["map"]).size == (72, 72)
+    assert [one for one in of_kind(second, "artifact") if one["type"] == "model"]

@@ -229,4 +229,4 @@ def test_a_run_is_judged_by_a_job(cluster, sbatch, calm, scenes_of_slurm):
     judged = [f"model={calm}", f"data.root={scenes_of_slurm}", "data.prepare=null", "benchmark=scenes"]
     options = ["--gpus-per-node=0", "--cpus-per-task=1"]
     finish(cluster, sbatch("eval.sbatch", *judged, options=options))
-    assert (calm / "eval.json").exists()
+    assert (calm / "eval" / "metrics.json").exists()
