@@ -23,8 +23,9 @@ from .towers.clip import DualTower
 from .towers.image import has_patches
 from .types import Box, UserError
 
-# Red, green, blue and opacity from the coldest to the hottest patch.
-_COLOURS = np.array([[20, 10, 60, 0.55], [120, 20, 110, 0.45], [235, 90, 30, 0.45], [255, 230, 80, 0.6]])
+# Red, green, blue and opacity from the coldest to the hottest patch: dark where a sentence does not fit, the
+# picture in its own colours where it does.
+_COLOURS = np.array([[6, 6, 36, 0.84], [36, 12, 84, 0.68], [190, 50, 60, 0.36], [255, 190, 60, 0.1]])
 
 
 class Heat(NamedTuple):

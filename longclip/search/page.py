@@ -21,8 +21,8 @@ HOW_TO_READ = (
     "average for one sentence alone; the bold sentence sets it apart most."
 )
 HOW_TO_POINT = (
-    " Point at a sentence, or tap it, to see where it fits: colours are relative to the picture, so they "
-    "show where the sentence fits best, not whether it does."
+    " Point at a sentence, or tap it, to see where it fits: those parts stay bright. This is relative to the "
+    "picture, so it shows where the sentence fits best, not whether it does."
 )
 NO_PATCHES = " This model's images have no patches to compare with sentences, so there are no heat maps."
 
