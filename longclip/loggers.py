@@ -7,6 +7,7 @@ import io
 import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +77,13 @@ class Wandb(WandbLogger):
 
         checkpoint = runs.newest_checkpoint(self.run)
         if checkpoint is not None:
-            reached = (runs.judgements(self.run) or [{}])[-1]
+            reached = dict(islice((runs.judgements(self.run) or [{}])[-1].items(), _MOST))
             artifact = wandb.Artifact(f"checkpoint-{identity(self.run)}", "model", metadata=reached)
             artifact.add_reference(checkpoint.resolve().as_uri(), checksum=False)
             self.experiment.log_artifact(artifact)
 
+
+_MOST = 100  # values that wandb lets an artifact carry
 
 # Columns of the two tables.
 _FAILURES = (
