@@ -92,6 +92,8 @@ def test_concepts_are_sorted_by_their_frequency_and_each_counts_the_same(scenes,
     for kind, values in by_hand.items():
         assert values, "the edges should leave no kind empty"
         assert numbers[f"{kind}/t2i_r1"] == pytest.approx(np.mean(values))
+        assert np.mean(found["c"].each[f"{kind}/t2i_r1"].values) == pytest.approx(np.mean(values))
+        assert found["c"].each[f"{kind}/t2i_r1"].keys == found["r"].each["long/t2i_r1"].keys
 
 
 def test_what_training_never_named_is_unseen(scenes, tower, data, tmp_path):

@@ -69,9 +69,10 @@ class Concepts:
         numbers, each = dict[str, float](), dict[str, Each]()
         for kind, words in self._by_frequency(named, shares).items():
             numbers[f"{kind}/concepts"] = float(len(words))
-            for name, of_images in hits.items():
-                values = [sum(of_images.values[row] for row in named[w]) / len(named[w]) for w in words]
-                each[f"{kind}/{name}"] = Each(words, values)
+            weight_N = weights([named[word] for word in words], len(shown.data))
+            for name, hit in hits.items():
+                values = [w * value for w, value in zip(weight_N, hit.values, strict=True)]
+                each[f"{kind}/{name}"] = Each(hit.keys, values)
                 numbers[f"{kind}/{name}"] = mean(each[f"{kind}/{name}"])
         return Findings(numbers, protocol(self.split), each)
 
@@ -119,6 +120,21 @@ def naming(data: Records) -> dict[str, list[int]]:
         for word in concepts(data.record(row).captions[0].text):
             named.setdefault(word, []).append(row)
     return named
+
+
+def weights(named: Sequence[Sequence[int]], images: int) -> list[float]:
+    """What makes a mean over images the mean over concepts of the mean over the images of each.
+
+    So what is compared between models is images, of which two concepts may share many.
+
+    >>> weights([[0], [0, 1]], 2)
+    [1.5, 0.5]
+    """
+    weight_N = [0.0] * images
+    for rows in named:
+        for row in rows:
+            weight_N[row] += images / (len(named) * len(rows))
+    return weight_N
 
 
 def concepts(text: str) -> set[str]:

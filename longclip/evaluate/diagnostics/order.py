@@ -12,7 +12,7 @@ from ...captions import Moved, Policy, Preceded, Prefixes, Shuffled, Whole, With
 from ...tokens import Tokenizer
 from ..judging import Each, Findings
 from .geometry import correlation
-from .seen import Seen, chosen, mean, r1
+from .seen import Seen, chosen, mean
 
 FEW = 3  # up to this K the paper counts strictly rising rows, above it correlates
 
@@ -48,16 +48,25 @@ class Order:
 
     def read(self, seen: Seen) -> Findings:
         several_N = seen.found.mask(seen.slots["without_first"])[:, 0]
-        numbers, each = {"captions": float(several_N.sum())}, dict[str, Each]()
+        captions = {"captions": float(several_N.sum())}
         if not several_N.any():  # short captions are no mistake
-            return Findings(numbers)
+            return Findings(captions)
         found = {view: seen.hits(view, several_N) for view in seen.slots}
+        each = dict[str, Each]()
         for view, hits in found.items():
-            numbers |= {f"{view}/{name}": mean(values) for name, values in hits.items()}
             each |= {f"{view}/{name}": values for name, values in hits.items()}
             if view != "whole":
-                numbers[f"{view}/lost"] = r1(found["whole"]) - r1(hits)
-        return Findings(numbers, each=each)
+                each[f"{view}/lost"] = _lost(found["whole"], hits)
+        return Findings({**captions, **{name: mean(values) for name, values in each.items()}}, each=each)
+
+
+def _lost(whole: Mapping[str, Each], disturbed: Mapping[str, Each]) -> Each:
+    """By how much each image does worse, mean of both directions."""
+    before, after = (
+        zip(found["i2t_r1"].values, found["t2i_r1"].values, strict=True) for found in (whole, disturbed)
+    )
+    values = [(sum(was) - sum(now)) / 2 for was, now in zip(before, after, strict=True)]
+    return Each(whole["i2t_r1"].keys, values)
 
 
 @dataclass(frozen=True)
