@@ -19,9 +19,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from .towers.asking import ask
 from .towers.clip import DualTower
 from .towers.image import has_patches
-from .types import Box, UserError
+from .types import Box, Embeddings, UserError
 
 # Red, green, blue and opacity from the coldest to the hottest patch: dark where a sentence does not fit, the
 # picture in its own colours where it does.
@@ -42,20 +43,27 @@ def heat(tower: DualTower, image_CHW: Tensor, sentences: Sequence[str]) -> Heat:
     Raises:
         UserError: the image tower has no patch tokens in the joint space.
     """
-    text_SE = tower.encode_captions(list(sentences))
-    image_E, patches_YXE = patches(tower, image_CHW)
-    return Heat((text_SE @ image_E).cpu(), torch.einsum("se,yxe->syx", text_SE, patches_YXE).cpu())
+    check(tower)
+    found, _ = ask(tower, image_CHW[None], sentences, frozenset({"patches"}))
+    text_SE, patches_YXE = found.text_BKE[0, : len(sentences)], _grid(tower, image_CHW, found)
+    heat_SYX = torch.einsum("se,yxe->syx", text_SE, patches_YXE)
+    return Heat((text_SE @ found.image_BE[0]).cpu(), heat_SYX.cpu())
 
 
 @torch.no_grad()
 def patches(tower: DualTower, image_CHW: Tensor) -> tuple[Tensor, Tensor]:
     """The image half of `heat`, for sentences to come: image_E and patches_YXE, L2-normalised float32."""
     check(tower)
-    image_BE, patches_BPE = tower.embed_images(image_CHW[None], patches=True)
-    assert patches_BPE is not None, "asked for"
+    found, _ = ask(tower, image_CHW[None], needs=frozenset({"patches"}))
+    return found.image_BE[0], _grid(tower, image_CHW, found)
+
+
+def _grid(tower: DualTower, image_CHW: Tensor, found: Embeddings) -> Tensor:
+    """The patches of the image where they lie in it, L2-normalised float32, [Y, X, E]."""
+    assert found.patches_BPE is not None, "asked for"
     down, across = tower.backbone.visual.patch_size
     grid = (image_CHW.shape[1] // down, image_CHW.shape[2] // across)
-    return image_BE[0], F.normalize(patches_BPE[0].float(), dim=-1).unflatten(0, grid)
+    return F.normalize(found.patches_BPE[0].float(), dim=-1).unflatten(0, grid)
 
 
 def check(tower: DualTower) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..towers.asking import ask
 from ..types import UserError
 from .judging import Each, Findings, Judged
 from .labelled import READERS, Item, Labelled
@@ -25,7 +26,6 @@ from .sharing import collect, share
 from .showing import (
     check_whole,
     cosine,
-    pictures_seen,
     pixel_batches,
     protocol_id,
     text_features,
@@ -107,7 +107,7 @@ class Classification:
         for batch, pixels_BCHW in zip(
             own, pixel_batches(loads, transform_for(tower, self.resize_mode)), strict=True
         ):
-            image_BE = pictures_seen(tower, pixels_BCHW).image_BE.cpu()
+            image_BE = ask(tower, pixels_BCHW)[0].image_BE.cpu()
             label_B = torch.tensor([item.label for item in batch])
             places.append(places_of(image_BE, class_CE, label_B, spared_CC))
         return collect(places, len(batches))

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from ..towers.asking import ask
 from ..types import UserError
 from .judging import Each, Findings, Judged
 from .questions import Question, Questions
 from .sharing import collect, share
-from .showing import Picture, cosine, pictures_seen, pixel_batches, protocol_id, text_features, transform_for
+from .showing import Picture, cosine, pixel_batches, protocol_id, text_features, transform_for
 
 if TYPE_CHECKING:
     from ..towers.clip import DualTower
@@ -143,7 +144,7 @@ def _answers(
         captions = list(
             dict.fromkeys(text for group in batch for q in group for text in (*q.right, *q.wrong))
         )
-        image_BE = pictures_seen(tower, pixels_BCHW).image_BE.cpu()
+        image_BE = ask(tower, pixels_BCHW)[0].image_BE.cpu()
         text_SE, cut_S = text_features(tower, captions, at_once=len(captions))
         shown = _Shown(
             dict(zip(seen, image_BE, strict=True)),

@@ -20,9 +20,8 @@ from ..data.faults import Damaged
 from ..data.images import EvalTransform
 from ..data.loading import decoded
 from ..data.module import transform_of
-from ..tokens import Packed, pack
-from ..types import Batch, Embeddings, Text, UserError
-from .judging import to_device
+from ..towers.asking import ask
+from ..types import UserError
 
 if TYPE_CHECKING:
     from ..towers.clip import DualTower
@@ -77,35 +76,16 @@ def pixel_batches(parts: Iterable[Sequence[Load]], transform: EvalTransform) -> 
             yield torch.stack([one.result() for one in coming])
 
 
-def pictures_seen(tower: DualTower, pixels_BCHW: Tensor, needs: frozenset[str] = frozenset()) -> Embeddings:
-    """What the tower makes of pictures alone.
-
-    By its forward, as is `text_features`: that is where FSDP2 gathers weights that it has split.
-    """
-    none_B1 = torch.zeros(len(pixels_BCHW), 1, dtype=torch.int32)
-    return _forward(tower, pixels_BCHW, Packed(none_B1[:0, 0], none_B1, none_B1, 0), needs)
-
-
 def text_features(tower: DualTower, texts: Sequence[str], at_once: int = 256) -> tuple[Tensor, Tensor]:
     """(text_SE, which of the texts the context length cut, [S] bool), both on the host."""
-    clean, ids = tower.tokenizer.clean, tower.tokenizer.ids
     size = transform_for(tower, None).size
-    blank_1CHW = torch.zeros(1, 3, size, size, dtype=torch.uint8)  # the forward sees a picture, too
+    blank_1CHW = torch.zeros(1, 3, size, size, dtype=torch.uint8)  # a tower sees a picture, too
     features, cut = [], []
     for start in range(0, len(texts), at_once):
-        row = [Text(ids(clean(text))) for text in texts[start : start + at_once]]
-        packed = pack([row], tower.tokenizer)
-        features.append(_forward(tower, blank_1CHW, packed).text_BKE[0])
-        cut.append(packed.dropped_BK[0] > 0)
+        found, dropped_S = ask(tower, blank_1CHW, texts[start : start + at_once])
+        features.append(found.text_BKE[0])
+        cut.append(dropped_S > 0)
     return torch.cat(features).cpu(), torch.cat(cut)
-
-
-def _forward(
-    tower: DualTower, pixels_BCHW: Tensor, packed: Packed, needs: frozenset[str] = frozenset()
-) -> Embeddings:
-    batch = to_device(Batch([""] * len(pixels_BCHW), pixels_BCHW, *packed), tower)
-    found: Embeddings = tower(batch, {"all": slice(None)}, needs)
-    return found
 
 
 def cosine(left_NE: Tensor, right_ME: Tensor) -> Tensor:

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.module import transform_of
+from ..towers.asking import ask
 from ..towers.dense import attending
 from ..types import UserError
-from .showing import pictures_seen
 
 if TYPE_CHECKING:
     from ..towers.clip import DualTower
@@ -82,7 +82,7 @@ def similarities(
     pixels_BCHW = torch.stack([image_CHW[:, y : y + size, x : x + size] for y, x in places])
     # In one call: all processes call the model equally often, see `sharing.share`.
     with attending(tower.backbone.visual, attention):
-        patches_BPE = pictures_seen(tower, pixels_BCHW, frozenset({"patches"})).patches_BPE
+        patches_BPE = ask(tower, pixels_BCHW, needs=frozenset({"patches"}))[0].patches_BPE
     assert patches_BPE is not None, "asked for"
     score_BPQ = F.normalize(patches_BPE.float(), dim=-1) @ query_QE.to(patches_BPE.device).T
     down = size // tower.backbone.visual.patch_size[0]

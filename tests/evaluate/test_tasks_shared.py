@@ -14,6 +14,7 @@ from tiny import TINY
 from torch.distributed.device_mesh import init_device_mesh
 
 from longclip.evaluate import Choices, Classification, Masks, Questions, Segmentation
+from longclip.heat import heat
 from longclip.strategies.sharding import prepare
 from longclip.towers.clip import DualTower
 from longclip.towers.pretrained import build
@@ -36,7 +37,9 @@ def judged(root, split=False):
             ),
         ]
     each = [value for one in found for values in one.each.values() for value in values.values]
-    return {"row": torch.tensor(each + [number for one in found for number in one.numbers.values()])}
+    numbers = [number for one in found for number in one.numbers.values()]
+    looked = heat(tower, torch.zeros(3, 24, 24, dtype=torch.uint8), ["a red cup", "a hat"])
+    return {"row": torch.tensor(each + numbers), "heat": looked.heat_SYX}
 
 
 @pytest.mark.long
@@ -53,9 +56,9 @@ def test_two_processes_find_what_one_finds(tmp_path):
             (tmp_path / folder).mkdir(exist_ok=True)
             pixels = noise.integers(0, levels, shape, np.uint8)
             Image.fromarray(pixels).save(tmp_path / folder / f"{n}.png")
-    alone = judged(tmp_path)["row"]
+    alone = judged(tmp_path)
     for split in (False, True):
         (tmp_path / "meet").unlink(missing_ok=True)
-        first, second = spawn(partial(judged, tmp_path, split), 2, tmp_path)
-        assert torch.equal(first["row"], alone)
-        assert torch.equal(second["row"], alone)
+        for found in spawn(partial(judged, tmp_path, split), 2, tmp_path):
+            assert torch.equal(found["row"], alone["row"])
+            assert (found["heat"] - alone["heat"]).abs().max() < 1e-5
