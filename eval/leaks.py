@@ -67,7 +67,11 @@ def trained_on(model: str) -> list[str]:
     path = Path(model.removeprefix("local-dir:"))
     configs = (folder / "config.yaml" for folder in (path, path.parent, path.parent.parent))
     config = next((file for file in configs if file.is_file()), None)
-    data = (yaml.safe_load(config.read_text()) or {}).get("data") if config else None
-    if not data or "train" not in data:
+    if config is None:
         return []
-    return [within(data["root"], source.folder) for source in sources(data["train"]).values()]
+    try:
+        data = yaml.safe_load(config.read_text())["data"]
+        train = data.get("train")  # none where it was a stream of tars
+        return [within(data["root"], one.folder) for one in sources(train).values()] if train else []
+    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{config} names no training data ({error})") from error

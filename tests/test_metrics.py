@@ -4,6 +4,7 @@ import doctest
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.retrieval import RetrievalHitRate
 
 from longclip import metrics
@@ -71,6 +72,29 @@ def test_chunks_do_not_matter(chunk, across):
         whole, cut = places(*asked), places(*asked, chunk=chunk, across=across)
         assert torch.equal(whole.rank_N, cut.rank_N)
         assert torch.equal(whole.rival_N, cut.rival_N)
+
+
+class Largest(TorchDispatchMode):
+    """Bytes of the largest tensor that is made."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple) else [made]:
+            if isinstance(tensor, torch.Tensor):
+                self.bytes = max(self.bytes, tensor.numel() * tensor.element_size())
+        return made
+
+
+def test_scores_are_never_in_memory_as_a_whole():
+    image, text, owner = random_set(images=300, texts=400)
+    asked = directions(image, text, owner)
+    for query, item, *owners in asked.values():
+        with Largest() as seen:
+            places(query, item, *owners, chunk=20, across=30)
+        assert seen.bytes <= max(20 * 30 * 8, item.numel() * 8)
+        assert seen.bytes < len(query) * len(item)  # a bool for each pair would be as much
 
 
 def test_the_rival_is_the_best_of_the_wrong_ones():

@@ -104,9 +104,12 @@ def test_killed_and_resumed_equals_uninterrupted_bit_by_bit(folder):
         assert torch.equal(value, resumed[name]), name
 
 
-def test_judging_the_export_offline_gives_the_runs_own_numbers(folder):
-    source = [f"model={folder}/small/export", f"data.root={folder}/scenes", "data.prepare=null"]
-    run([sys.executable, "-m", "eval.run", *source])
+def test_judging_the_export_offline_on_two_processes_gives_the_runs_own_numbers(folder):
+    source = [f"model={folder}/small/export", f"data.root={folder}/scenes", "data.prepare=null", "device=cpu"]
+    done = run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "eval.run", *source]
+    )
+    assert done.stdout.count("metrics: ") == 1, "one process speaks for all"
     assert not (ROOT / "run.log").exists(), "judging leaves nothing where it was started"
     offline = json.loads((folder / "small" / "export" / "eval" / "metrics.json").read_text())
     online = json.loads((folder / "small" / "metrics.json").read_text())

@@ -7,6 +7,7 @@ so that many processes can each take some.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,20 +15,18 @@ from ..captions import Groups, tokenise
 from ..tokens import Tokenizer
 from ..types import Batch, Box, Caption, Record, Sample
 from .images import EvalTransform
-from .loading import collate, picture
+from .loading import Located, collate, pixels
+
+THREADS = 8  # decoders and resizing let go of Python's lock
 
 
-class Records(Protocol):
+class Records(Located, Protocol):
     """What batches are made of (`tars.dataset.Dataset`, for one)."""
 
     @property
     def tokenizer(self) -> Tokenizer | None: ...
 
     def __len__(self) -> int: ...
-
-    def record(self, index: int) -> Record: ...
-
-    def shard(self, index: int) -> str: ...
 
 
 class JudgeBatches:
@@ -47,7 +46,10 @@ class JudgeBatches:
     def __getitem__(self, number: int) -> tuple[list[Sample], Batch]:
         assert self.data.tokenizer is not None
         start = number * self.batch_size
-        samples = [self._sample(i) for i in range(start, min(start + self.batch_size, len(self.data)))]
+        indices = range(start, min(start + self.batch_size, len(self.data)))
+        records = [self.data.record(index) for index in indices]
+        with ThreadPoolExecutor(THREADS) as pool:
+            samples = list(pool.map(self._sample, indices, records))
         return samples, collate(samples, self.data.tokenizer)
 
     def __iter__(self) -> Iterator[tuple[list[Sample], Batch]]:
@@ -61,8 +63,8 @@ class JudgeBatches:
         """The same set as another model reads it."""
         return JudgeBatches(Retokenised(self.data, tokenizer), self.batch_size, self.groups, transform)
 
-    def _sample(self, index: int) -> Sample:
-        record, image_CHW = picture(self.data, index)
+    def _sample(self, index: int, record: Record) -> Sample:
+        image_CHW = pixels(self.data, index, record)
         window = self.transform.window(*image_CHW.shape[1:])
         shown = self.groups.show(record.captions, record.key, epoch=0)
         texts = tuple(text and text._replace(box=_inside(text.box, window)) for text in shown)

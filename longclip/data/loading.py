@@ -11,7 +11,7 @@ import gc
 import random
 import signal
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.utils.data
@@ -28,22 +28,34 @@ from .images import Augment, EvalTransform, decode
 from .plans.batching import Batches
 from .plans.order import Stream
 from .plans.plan import Plan
-from .tars.dataset import Dataset
 from .watching import watched
 
 GOLDEN = 0.618  # of an epoch: how far away a sample's stand-in lies
 OTHERS = 8  # stand-ins that are tried
 
 
-def picture(data: Dataset | Corpus, index: int) -> tuple[Record, Tensor]:
+class Located(Protocol):
+    """What knows where its records lie."""
+
+    def record(self, index: int) -> Record: ...
+
+    def shard(self, index: int) -> str: ...
+
+
+def picture(data: Located, index: int) -> tuple[Record, Tensor]:
     """A record and its decoded image, uint8 [3, H, W].
 
     Raises:
         Damaged: the record is damaged or its image undecodable; says which, where and why.
     """
     record = data.record(index)
+    return record, pixels(data, index, record)
+
+
+def pixels(data: Located, index: int, record: Record) -> Tensor:
+    """The decoded image of a record that is read already, as `picture`."""
     try:
-        return record, decoded(record.image)
+        return decoded(record.image)
     except Damaged as error:
         raise Damaged(
             f"sample {record.key!r} in {data.shard(index)}: {error}; leave it out or get it again",

@@ -5,8 +5,9 @@ In: a tower, batches of a set. Out: `Features`, equal on every process however m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,8 @@ from ..tokens import Tokenizer
 from ..types import Batch
 from .judging import encode, to_device
 from .sharing import collect, collect_values, share
+
+Item = TypeVar("Item")
 
 
 class Features(NamedTuple):
@@ -47,10 +50,19 @@ class _Part(NamedTuple):
 
 def features(tower: Any, batches: JudgeBatches) -> Features:
     """Encode every batch, each on one process."""
-    parts = [_encoded(tower, batch) for _, batch in share(batches)]
+    parts = [_encoded(tower, batch) for _, batch in _ahead(share(batches))]
     keys, *tensors = zip(*parts, strict=True)
     count = len(batches)
     return Features(collect_values(keys, count), *(collect(of_batches, count) for of_batches in tensors))
+
+
+def _ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """A thread makes the next item while this one is looked at."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item
 
 
 def _encoded(tower: Any, batch: Batch) -> _Part:
