@@ -152,8 +152,10 @@ def _call(program: str, arguments: list[str]) -> int | None:
 
 
 def _read(command: Command) -> io.StringIO:
+    """What a file that stands behind < would be read as."""
     words = command.words
-    return io.StringIO(Path(words[words.index("<") + 1]).read_text() if "<" in words else "")
+    file = Path(words[words.index("<") + 1]) if "<" in words else None
+    return io.StringIO(file.read_text() if file and file.exists() else "")
 
 
 @contextlib.contextmanager

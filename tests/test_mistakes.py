@@ -45,7 +45,7 @@ def spoil(line, **changes):
 
 def cut_image(_):
     path = Path("my_photos/4.jpg")
-    path.write_bytes(path.read_bytes()[:-400])
+    path.write_bytes(path.read_bytes()[:-200])
 
 
 def cut_shard(_):
@@ -71,7 +71,7 @@ def full_disk(patch):
 
 
 def judged_in_two_ways(_):
-    judge = "python -m eval.run model=runs/mine data=shards data.root=datasets/mine benchmark=shards report=false"
+    judge = "python -m eval.run model=runs/mine report=false " + " ".join(project.OWN[:-1])
     project.typed(f"{judge} out=results/a")
     project.typed(f"{judge} out=results/b benchmark.dev.views.captions.count=1")
 
