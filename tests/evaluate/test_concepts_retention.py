@@ -3,9 +3,11 @@
 from collections import Counter
 from types import SimpleNamespace
 
+import hydra
 import numpy as np
 import pytest
 
+from conf.launch import CONF, evaluators
 from longclip.captions import Whole
 from longclip.data.module import DataModule
 from longclip.data.plans.plan import Plan
@@ -136,6 +138,12 @@ def test_each_model_reads_with_its_own_context_and_preprocessing(tower, data, sc
         )
 
 
+def from_command_line(*words):
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return evaluators(hydra.compose("eval", ["benchmark=retention", *words]).benchmark)["retention"]
+
+
 def test_retention_without_a_reference_is_a_sentence(tower, data):
     with pytest.raises(UserError, match="reference=ViT-B-16/openai"):
-        Retention("heldout", None)(tower, data)
+        from_command_line()(tower, data)
+    assert from_command_line("reference=runs/start").reference == "runs/start"
