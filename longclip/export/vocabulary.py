@@ -5,7 +5,7 @@ They differ where it repairs more (mojibake, ligatures, full-width letters) and 
 special token out. Padding is the end token instead of 0; a causal tower that pools at the first end token
 sees neither.
 
-transformers' own `CLIPTokenizer` class forgets the straightening: `AutoTokenizer` keeps it, and so does the
+transformers' own `CLIPTokenizer` forgets the straightening; `AutoTokenizer` keeps it, and so does the
 tokenizers library.
 """
 
@@ -43,13 +43,14 @@ def same_tokenizer(tokenizer: Tokenizer) -> bool:
 
 def fast() -> Any:
     """A `tokenizers.Tokenizer` without limit or padding."""
-    from tokenizers import Regex, normalizers
+    from tokenizers import Regex, decoders, normalizers
     from transformers import CLIPTokenizer
 
     vocabulary, merges = _vocabulary()
     made = CLIPTokenizer(vocab=vocabulary, merges=merges).backend_tokenizer
     straight = [normalizers.Replace(Regex(seen), meant) for seen, meant in _STRAIGHTENED]
     made.normalizer = normalizers.Sequence([*straight, made.normalizer])
+    made.decoder = decoders.Sequence([made.decoder, decoders.Replace("</w>", " "), decoders.Strip(right=1)])
     return made
 
 

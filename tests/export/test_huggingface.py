@@ -66,6 +66,14 @@ def test_ids_are_open_clips_and_cut_at_the_context(tmp_path: Path) -> None:
     assert max(map(len, ids)) == 248
 
 
+def test_ids_become_text_again(tmp_path: Path) -> None:
+    vocabulary.write_tokenizer(248, tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.decode(tokenizer("A café, unbelievably red").input_ids, skip_special_tokens=True) == (
+        "a café , unbelievably red"
+    )
+
+
 def test_old_tokenizers_find_the_same_vocabulary(tmp_path: Path) -> None:
     vocabulary.write_tokenizer(248, tmp_path)
     words = json.loads((tmp_path / "vocab.json").read_text())
@@ -125,6 +133,30 @@ def test_padding_does_not_move_a_caption(backbone: Backbone, tmp_path: Path) -> 
         bare = model(tokenizer(short, padding="max_length", return_tensors="pt").input_ids).text_embeds
     torch.testing.assert_close(padded, alone, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(bare, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_a_diffusion_pipeline_reads_prompts_to_their_end(backbone: Backbone, tmp_path: Path) -> None:
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+    directory = export.write(backbone, tmp_path / "export", "hf-text")
+    absent = ("vae", "unet", "scheduler", "safety_checker", "feature_extractor", "image_encoder")
+    index = {"_class_name": "StableDiffusionPipeline", **{name: [None, None] for name in absent}}
+    index |= {
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+    }
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
+        tmp_path,
+        tokenizer=AutoTokenizer.from_pretrained(directory),
+        text_encoder=CLIPTextModel.from_pretrained(directory),
+        **dict.fromkeys(absent),
+    )
+    prompts = [" ".join(["a red dog on a bridge"] * 30 + [last]) for last in ("at night", "at noon")]
+    with torch.no_grad():
+        night, noon = (pipeline.encode_prompt(prompt, "cpu", 1, False)[0] for prompt in prompts)
+    assert night.shape[1] == 248
+    assert torch.equal(night[:, :181], noon[:, :181])  # the start token and 180 words
+    assert not torch.equal(night[:, 181:], noon[:, 181:])
 
 
 @pytest.mark.parametrize(
