@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from .. import metrics
 from ..captions import Groups, Sentences
+from ..towers.image import has_patches
 from ..types import Batch, Sample, UserError
 from .judging import Each, Findings, Judged, to_device
 from .sharing import collect_values, share
@@ -26,7 +28,14 @@ class Pointing:
     sentences: int = 40
     batch_size: int = 64
 
-    def __call__(self, tower: torch.nn.Module, data: Judged) -> Findings:
+    def __call__(self, tower: Any, data: Judged) -> Findings:
+        visual = tower.backbone.visual
+        if not has_patches(visual):
+            raise UserError(
+                "pointing compares sentences with image patches, and the image tower of this model is a "
+                f"{type(visual).__name__} without patch tokens in the joint space; judge it without pointing, or "
+                "take a ViT such as ViT-B-16"
+            )
         groups = Groups({"sentence": Sentences(self.sentences)}, seed=0, shuffle=False)
         batches = data.judge_batches(self.split, self.batch_size, groups)
         parts = [_pointed(tower, *batch, groups.slots) for batch in share(batches)]
@@ -41,11 +50,11 @@ class Pointing:
 
 
 def _pointed(
-    tower: torch.nn.Module, samples: list[Sample], batch: Batch, slots: dict[str, slice]
+    tower: Any, samples: list[Sample], batch: Batch, slots: dict[str, slice]
 ) -> list[tuple[str, float, float]]:
     """Key, hit and chance of every sentence that has a box, in percent."""
     embedded = tower(to_device(batch, tower), slots, frozenset({"patches"}))
-    found = []
+    found: list[tuple[str, float, float]] = []
     for b, sample in enumerate(samples):
         boxed = [(k, text.box) for k, text in enumerate(sample.texts) if text and text.box]
         if boxed:
