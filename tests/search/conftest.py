@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from noise import draw
 from safetensors.torch import save_file
 
@@ -25,6 +26,7 @@ def photos(tmp_path):
 
 @pytest.fixture(scope="session")
 def backbone(tiny):
+    torch.manual_seed(0)
     return pretrained.build(tiny, None, None)
 
 

@@ -1,10 +1,12 @@
 """`longclip search`, as it is typed."""
 
 import io
+import re
 
 import pytest
 
 from longclip.cli import main
+from longclip.search.serving import Server
 
 
 @pytest.fixture
@@ -50,3 +52,15 @@ def test_mistakes_are_sentences(run, tmp_path, export, capsys):
     with pytest.raises(SystemExit):
         run("--top", "0")
     assert "'0' is no whole number of at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("0.0.0.0", True)])
+def test_the_page_is_served_until_ctrl_c_and_says_who_can_see_it(run, monkeypatch, host, warned):
+    def pressed(server):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Server, "serve_forever", pressed)
+    code, out, err = run("--serve", "--host", host, "--port", "0", "--query", "A bus & a tree.")
+    assert code == 0
+    assert re.search(rf"http://{host}:\d+/\?q=A\+bus\+%26\+a\+tree\. ", out)
+    assert ("everybody who reaches this machine" in err) == warned
