@@ -24,6 +24,7 @@ from .judging import Each, Findings, Judged
 from .labelled import READERS, Item, Labelled
 from .sharing import collect, share
 from .showing import (
+    check_keys,
     check_whole,
     cosine,
     pixel_batches,
@@ -52,6 +53,7 @@ class Classification:
         folder: which part of it is judged, such as "val"; CIFAR's files say it themselves.
         protocol: id of what is judged and how, see `protocol_id`.
         expected: pictures that the published set has; None takes what there is.
+        keys: SHA-256 of the published keys, sorted, one a line; None tells the digest and checks nothing.
         names: of the classes, by label; "imagenet": open_clip's 1000; None: as the set says.
         templates: prompts with {} or {c} for the name; "openai": the 80, "simple": the 7 of them; None: those
             that the set brings, else the 80.
@@ -64,6 +66,7 @@ class Classification:
     folder: str = ""
     protocol: str = ""
     expected: int | None = None
+    keys: str | None = None
     names: str | Sequence[str] | None = None
     templates: str | Sequence[str] | None = None
     resize_mode: str | None = None
@@ -84,6 +87,7 @@ class Classification:
             raise UserError(f"layout is one of {', '.join(READERS)}; got {self.layout!r}")
         found = READERS[self.layout](self.root, self.folder)
         check_whole(self.root, "pictures", len(found.items), self.expected, ())
+        check_keys(self.root, (item.key for item in found.items), self.keys if self.expected else None)
         return found
 
     def _names(self, found: Labelled) -> list[str]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..data.converting.layouts.files import Folder, Place, Unusable
 from ..data.images import MAX_PIXELS
 from ..types import UserError
-from .showing import Picture, absent, check_whole, opened
+from .showing import Picture, absent, check_keys, check_whole, opened
 
 IGNORED = 255
 
@@ -66,7 +66,7 @@ class Masks:
     zero_is_nothing: bool = False
     tree: str = ""
 
-    def read(self, root: str, expected: int | None) -> list[Scene]:
+    def read(self, root: str, expected: int | None = None, keys: str | None = None) -> list[Scene]:
         """All scenes of a folder, in the order of the listing.
 
         Raises:
@@ -77,6 +77,7 @@ class Masks:
         scenes = [one for one in found if isinstance(one, Scene)]
         faults = [one for one in found if isinstance(one, str)]
         check_whole(root, "pictures with masks", len(scenes), expected, faults)
+        check_keys(root, (scene.key for scene in scenes), keys if expected else None)
         return scenes
 
     def labels(self, mask_HW: Tensor) -> Tensor:

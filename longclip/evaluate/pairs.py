@@ -43,6 +43,7 @@ class Choices:
         questions: how it is written down.
         protocol: id of what is judged and how, see `protocol_id`.
         expected: questions that the published set has; None takes what there is.
+        keys: SHA-256 of the published keys, sorted, one a line; None tells the digest and checks nothing.
         text_only: also report whether the two right captions are closer to each other than either is to a
             wrong one, without the picture (SugarCrepe++, Dumpala et al. 2024, arXiv 2406.11171).
         macro: for sets of many kinds.
@@ -54,13 +55,14 @@ class Choices:
     questions: Questions
     protocol: str = ""
     expected: int | None = None
+    keys: str | None = None
     text_only: bool = False
     macro: Macro | None = None
     resize_mode: str | None = None
     batch_size: int = 64
 
     def __call__(self, tower: DualTower, data: Judged) -> Findings:
-        asked = self.questions.read(self.root, "questions", self.expected)
+        asked = self.questions.read(self.root, "questions", self.expected, self.keys)
         _check(self.root, asked, self.text_only)
         answer = _fits_and_alike if self.text_only else _fits
         answers_NX = _answers(tower, [(q,) for q in asked], answer, self.batch_size, self.resize_mode)
@@ -86,12 +88,13 @@ class Twins:
     questions: Questions
     protocol: str = ""
     expected: int | None = None
+    keys: str | None = None
     resize_mode: str | None = None
     batch_size: int = 32
 
     def __call__(self, tower: DualTower, data: Judged) -> Findings:
         expected = None if self.expected is None else 2 * self.expected
-        pairs = _neighbours(self.questions.read(self.root, "pictures with a caption", expected))
+        pairs = _neighbours(self.questions.read(self.root, "pictures with a caption", expected, self.keys))
         if not pairs:
             raise UserError(f"{self.root}: no two neighbouring rows have their pictures; get the set again")
         answers_NX = _answers(tower, pairs, _twins, self.batch_size, self.resize_mode)

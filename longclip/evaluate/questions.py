@@ -15,7 +15,7 @@ from ..data.converting.layouts.fields import find, texts_in
 from ..data.converting.layouts.files import Folder, Unusable
 from ..data.converting.layouts.rows import BadRow, reader
 from ..types import UserError
-from .showing import Picture, absent, check_whole, opened
+from .showing import Picture, absent, check_keys, check_whole, opened
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 COUNTED = range(2, 11)  # what CountBench counts
@@ -59,7 +59,9 @@ class Questions:
     number: str | None = None
     tree: str = ""
 
-    def read(self, root: str, what: str, expected: int | None) -> list[Question]:
+    def read(
+        self, root: str, what: str, expected: int | None = None, keys: str | None = None
+    ) -> list[Question]:
         """All questions of a folder; `what` they are called where they are counted.
 
         Raises:
@@ -70,6 +72,7 @@ class Questions:
         questions = [item for item in found if isinstance(item, Question)]
         faults = [item for item in found if isinstance(item, str)]
         check_whole(root, what, len(questions), expected, faults)
+        check_keys(root, (question.key for question in questions), keys if expected else None)
         return questions
 
     def _of_file(self, folder: Folder, listing: str) -> Iterator[Question | str]:

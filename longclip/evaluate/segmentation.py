@@ -38,6 +38,7 @@ class Segmentation:
         templates: see `Classification`.
         protocol: id of the set and its names, see `protocol_id`; attention and windows are added to it.
         expected: pictures that the published set has; None takes what there is.
+        keys: SHA-256 of the published keys, sorted, one a line; None tells the digest and checks nothing.
         attention: of the last block, one of `towers.dense.ATTENTIONS`.
         windows: what of a picture is looked at, and at which size.
         background: when a pixel is class 0 after all.
@@ -49,13 +50,14 @@ class Segmentation:
     templates: str | Sequence[str] = "openai"
     protocol: str = ""
     expected: int | None = None
+    keys: str | None = None
     attention: str = "plain"
     windows: Windows = Windows()  # noqa: RUF009 - a tuple
     background: Background = Background()  # noqa: RUF009
 
     def __call__(self, tower: DualTower, data: Judged) -> Findings:
         check_attention(tower.backbone.visual, self.attention)
-        sizes, scenes = self.windows.of(tower), self.masks.read(self.root, self.expected)
+        sizes, scenes = self.windows.of(tower), self.masks.read(self.root, self.expected, self.keys)
         names = [name.split(", ") for name in self.classes]
         prompts = templates_of(self.templates)
         query_QE, _ = classifier(tower, [name for own in names for name in own], prompts)

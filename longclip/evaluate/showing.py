@@ -6,6 +6,8 @@ the two sentences for a set that is not there, or not the whole of it.
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ from ..types import UserError
 
 if TYPE_CHECKING:
     from ..towers.clip import DualTower
+
+log = logging.getLogger(__name__)
 
 Load = Callable[[], Tensor]
 """Reads and decodes one picture: uint8 [3, H, W]."""
@@ -125,6 +129,21 @@ def check_whole(root: str, kind: str, found: int, expected: int | None, faults: 
             f"{root}: expected {wanted}, found {found}{listed}; get the set again, or judge what is there "
             "with expected=null (the result then carries no protocol)"
         )
+
+
+def check_keys(root: str, keys: Iterable[str], wanted: str | None) -> None:
+    """Refuse a set of as many items as the published one, but others; `wanted` None only tells the digest.
+
+    Raises:
+        UserError: the SHA-256 of the sorted keys, one a line, is not the one that is wanted.
+    """
+    digest = hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()
+    if wanted not in (None, digest):
+        raise UserError(
+            f"{root}: as many as expected, but not the same ones (SHA-256 of the sorted keys {digest}, "
+            f"expected {wanted}); get the set again, or judge it with expected=null"
+        )
+    log.info("%s: SHA-256 of the sorted keys %s", root, digest)
 
 
 def protocol_id(protocol: str, expected: int | None, *parts: str | None) -> str:

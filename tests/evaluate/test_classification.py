@@ -1,5 +1,6 @@
 """Zero-shot classification: open_clip's classifier, counts by hand and by torchmetrics, the layouts."""
 
+import hashlib
 import io
 import pickle
 import tarfile
@@ -178,6 +179,12 @@ def test_a_set_that_is_not_whole_is_a_sentence_and_has_no_protocol(root):
     assert judge(root, protocol="mine", expected=6).protocol == "mine"
     assert judge(root, protocol="mine", expected=6, resize_mode="squash").protocol == "mine/squash"
     assert judge(root, protocol="mine").protocol == ""
+    digest = hashlib.sha256("\n".join(sorted(judge(root).each["top1"].keys)).encode()).hexdigest()
+    assert judge(root, protocol="mine", expected=6, keys=digest).protocol == "mine"
+    with pytest.raises(
+        UserError, match=f"as many as expected, but not the same ones .* {digest}, expected 0"
+    ):
+        judge(root, protocol="mine", expected=6, keys="0" * 64)
     with pytest.raises(UserError, match="expected 1000 classes, as many as there are names, found 3"):
         judge(root, names="imagenet")
 
