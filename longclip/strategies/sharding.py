@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 
 def prepare(tower: Any, terms: Iterable[nn.Module], mesh: DeviceMesh | None) -> None:
@@ -32,6 +32,7 @@ def prepare(tower: Any, terms: Iterable[nn.Module], mesh: DeviceMesh | None) -> 
         return
     for unit in (*image_blocks(tower.backbone.visual), *units):
         fully_shard(unit)
+    register_fsdp_forward_method(tower, "hold")
 
 
 def outside_blocks(tower: Any, terms: Iterable[nn.Module]) -> list[nn.Parameter]:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import lightning
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .. import ema
@@ -51,14 +52,24 @@ def state_of(trainer: lightning.Trainer) -> State:
 
 @contextmanager
 def whole_weights(trainer: lightning.Trainer) -> Iterator[None]:
-    """In here weights can be read outside a training step, too, which is what ZeRO 3 gathers them for."""
-    strategy = trainer.strategy
-    if not (isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3):
-        yield
-        return
-    from .zero_state import gathered
+    """In here parts of the towers can be called outside a training step, which is what strategies gather for.
 
-    with gathered(strategy):
+    FSDP2 would keep what it gathers for the next step, which must not see running averages (`averaged`).
+    """
+    strategy, module = trainer.strategy, trainer.lightning_module
+    if isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3:
+        from .zero_state import gathered
+
+        with gathered(strategy):
+            yield
+    elif isinstance(module.tower, FSDPModule):
+        tower = cast(Any, module.tower)
+        tower.hold()
+        try:
+            yield
+        finally:
+            tower.reshard()
+    else:
         yield
 
 

@@ -96,6 +96,9 @@ class DualTower(nn.Module):
         if "patches" in needs:
             check_patches(self.backbone.visual)
 
+    def hold(self) -> None:
+        """Nothing. FSDP2 takes it for a forward and gathers the weights (`strategies.states`)."""
+
     def normalise(self, pixels_BCHW: Tensor) -> Tensor:
         """uint8 pixels -> the floats that the image tower was trained on, on its device."""
         pixels_BCHW = pixels_BCHW.to(self.mean_C11.device, non_blocking=True)
