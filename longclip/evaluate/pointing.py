@@ -33,8 +33,8 @@ class Pointing:
         if not has_patches(visual):
             raise UserError(
                 "pointing compares sentences with image patches, and the image tower of this model is a "
-                f"{type(visual).__name__} without patch tokens in the joint space; judge it without pointing, or "
-                "take a ViT such as ViT-B-16"
+                f"{type(visual).__name__} without patch tokens in the joint space; judge it without "
+                "pointing, or take a ViT such as ViT-B-16"
             )
         groups = Groups({"sentence": Sentences(self.sentences)}, seed=0, shuffle=False)
         batches = data.judge_batches(self.split, self.batch_size, groups)
