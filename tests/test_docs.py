@@ -25,6 +25,7 @@ ELSEWHERE = {
     r"python train.py .* -m": "test_launching.py::test_the_jobs_of_a_sweep",
     r"torchrun .*train.py .*": "test_launching.py::test_a_signal_to_one_of_two_ranks",
     r"(RANK|export RANK|export WORLD_SIZE).*": "test_launching.py::test_a_signal_to_one_of_two_ranks",
+    r"torchrun .* -m eval.run .*": "test_run.py::test_judging_the_export_offline_on_two_processes",
     r"torchrun .* -m longclip.preflight .*": "test_preflight.py::test_processes_that_agree_are_fit",
     r"python train.py .*s3://.*": "data/test_dataset.py::test_s3_gives_the_batches_of_the_disk",
     r"python train.py data=stream .*": "data/test_stream.py::test_the_samples_are_those",
