@@ -15,6 +15,7 @@ import yaml
 
 from ..towers.pretrained import Backbone
 from .facts import Known, Result
+from .formats import FORMATS
 from .parity import Row
 from .snippets import SNIPPETS
 
@@ -52,7 +53,10 @@ def text(known: Known, backbone: Backbone, kind: str, rows: Sequence[Row]) -> st
         "Provenance": _fenced("json", json.dumps(known.provenance, indent=2)),
     }
     head = f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n\n# {_plain(known.name)}\n\n"
-    lead = f"A CLIP that reads captions of up to {context} tokens, start and end included.\n"
+    towers = " and ".join(f"the {part} tower" for part in FORMATS[kind].parts)
+    lead = (
+        f"Here: {towers} of a CLIP that reads captions of up to {context} tokens, start and end included.\n"
+    )
     return head + lead + "".join(f"\n## {title}\n\n{body}\n" for title, body in sections.items())
 
 

@@ -110,7 +110,7 @@ def test_a_card_says_data_recipe_results_and_limits(backbone: Backbone, known: f
         "Use", "Data", "Recipe", "Results", "Limits", "Check", "Provenance",
     ]  # fmt: skip
     for words in (
-        "up to 248 tokens",
+        "The text tower of a CLIP that reads up to 248 tokens",
         "640 images",
         "architecture: ViT-B-16",
         "| dev | own data | long/i2t\\_r1 | 33.25 |",

@@ -23,7 +23,8 @@ from transformers import (
 from longclip import export
 from longclip.export import huggingface, vocabulary
 from longclip.export.model import Plain, plain
-from longclip.towers.pretrained import Backbone
+from longclip.towers.positions import merged_state_dict
+from longclip.towers.pretrained import Backbone, build
 from longclip.types import UserError
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples" / "captions.jsonl"
@@ -119,6 +120,15 @@ def test_no_tensor_is_missing_or_left_over(backbone: Backbone, kind: str, cls: t
     assert model.config.longclip == {"run": "demo"}
 
 
+def test_an_export_comes_back_as_the_model_it_was(backbone: Backbone, tmp_path: Path) -> None:
+    directory = export.write(backbone, tmp_path / "export", "hf")
+    again = build(None, f"local-dir:{directory}", 248)
+    expected = merged_state_dict(backbone.model)
+    assert again.model.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in again.model.state_dict().items())
+    assert again.preprocess_cfg == backbone.preprocess_cfg
+
+
 def test_padding_does_not_move_a_caption(backbone: Backbone, tmp_path: Path) -> None:
     directory = export.write(backbone, tmp_path / "export", "hf-text")
     model, tokenizer = (
@@ -140,10 +150,8 @@ def test_a_diffusion_pipeline_reads_prompts_to_their_end(backbone: Backbone, tmp
     directory = export.write(backbone, tmp_path / "export", "hf-text")
     absent = ("vae", "unet", "scheduler", "safety_checker", "feature_extractor", "image_encoder")
     index = {"_class_name": "StableDiffusionPipeline", **{name: [None, None] for name in absent}}
-    index |= {
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-    }
+    index["text_encoder"] = ["transformers", "CLIPTextModel"]
+    index["tokenizer"] = ["transformers", "CLIPTokenizer"]
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
         tmp_path,
