@@ -21,7 +21,7 @@ from longclip.towers.clip import DualTower
 from ..deltas import Delta, Results, compare
 from ..results import find, flat, load
 from . import examples, history
-from .charts import Axes, Points, chart
+from .charts import HUES, Axes, Points, chart
 from .lengths import length_curves
 from .tables import HEAD, cells, number, others, views
 
@@ -159,7 +159,8 @@ def _lengths(results: Results, against: Against | None) -> str:
 
 def _training(run: Path) -> str:
     losses = chart(history.losses(run), Axes("images seen", "loss"))
-    judged = chart(history.judged(run), Axes("images seen", R1, (0, 100)))
+    firsts = dict(list(history.judged(run).items())[:HUES])  # as many as colours tell apart
+    judged = chart(firsts, Axes("images seen", R1, (0, 100)))
     charts = _card(losses) + _card(judged)
     return f"<h2>Training</h2>{charts}" if charts else ""
 
