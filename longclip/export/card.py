@@ -54,9 +54,7 @@ def text(known: Known, backbone: Backbone, kind: str, rows: Sequence[Row]) -> st
     }
     head = f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n\n# {_plain(known.name)}\n\n"
     towers = " and ".join(f"the {part} tower" for part in FORMATS[kind].parts)
-    lead = (
-        f"Here: {towers} of a CLIP that reads captions of up to {context} tokens, start and end included.\n"
-    )
+    lead = f"{towers.capitalize()} of a CLIP that reads up to {context} tokens, start and end included.\n"
     return head + lead + "".join(f"\n## {title}\n\n{body}\n" for title, body in sections.items())
 
 
