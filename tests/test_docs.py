@@ -4,6 +4,8 @@ A command is run (small, in a folder of stand-ins), or its remark says what it N
 (ELSEWHERE), or its program is not ours (OTHERS). Links and pictures lead somewhere.
 """
 
+import ast
+import importlib
 import json
 import re
 import shutil
@@ -137,6 +139,15 @@ def test_the_tests_that_run_commands_elsewhere_are_there():
 def test_every_form_of_a_command_run_elsewhere_is_on_a_page():
     for form in ELSEWHERE:
         assert any(re.fullmatch(form, command.text) for command in COMMANDS), form
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_on_a_page_is_python_and_finds_what_it_imports(page):
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("longclip"):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, name.name) for name in node.names), ast.unparse(node)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -108,7 +108,18 @@ WITHOUT = {
     "A GPU that is not there": "trainer",
 }
 """Where SMALL's choices would hide the mistake: the keys that are left as they are."""
-SLOW = ("wandb without a login",)
+SLOW = (
+    "A batch of one",
+    "More components than images",
+    "A GPU that is not there",
+    "A sweep of many processes",
+    "The disk is full",
+    "Numbers that do not compare",
+    "Judged on what was trained on",
+    "Captions longer than the context",
+    "wandb without a login",
+)
+"""Those that come to a first step, judge, or import a large library."""
 
 
 def more(title, command):
