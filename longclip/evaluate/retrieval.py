@@ -6,16 +6,16 @@ Both directions, float32 scores, and a wrong item that ties with the right one c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import metrics
 from ..captions import Groups, Policy, Whole
 from ..metrics import Places
+from ..tokens import Tokenizer
 from ..types import UserError
 from .features import Features, Shown, features
 from .judging import Each, Findings, Judged, Ranked, Split, batches, protocol
@@ -53,8 +53,7 @@ class Retrieval:
             scores = metrics.summary({way: places.rank_N for way, places in ways.items()})
             numbers |= {f"{view}/{name}": value for name, value in (scores | lengths(found, slot)).items()}
             each |= {f"{view}/{name}": value for name, value in hits(found, slot, ways).items()}
-            texts = Shown(found, slot, tower.tokenizer)
-            ranked[view] = Ranked(found.keys, texts, *_listed(found, slot, ways), shown.picture)
+            ranked[view] = in_full(found, slot, ways, tower.tokenizer, shown.picture)
         return Findings(numbers, protocol(self.split), each, ranked)
 
 
@@ -100,8 +99,23 @@ def hits(found: Features, slot: slice, ways: Mapping[str, Places]) -> dict[str, 
     }
 
 
-def _listed(found: Features, slot: slice, ways: Mapping[str, Places]) -> tuple[list[int], ...]:
-    """Owners, the images asked, and both places of both directions, as `Ranked` has them."""
+def in_full(
+    found: Features,
+    slot: slice,
+    ways: Mapping[str, Places],
+    tokenizer: Tokenizer,
+    picture: Callable[[int], bytes],
+) -> Ranked:
+    """Everything that a gallery shows of a view."""
     owner_M = found.mask(slot).nonzero()[:, 0]
-    places = [tensor for way in ("i2t", "t2i") for tensor in ways[way]]
-    return tuple(tensor.tolist() for tensor in (owner_M, torch.unique(owner_M), *places))
+    return Ranked(
+        images=found.keys,
+        texts=Shown(found, slot, tokenizer),
+        owners=owner_M.tolist(),
+        asked=owner_M.unique().tolist(),
+        i2t_ranks=ways["i2t"].rank_N.tolist(),
+        i2t_first=ways["i2t"].rival_N.tolist(),
+        t2i_ranks=ways["t2i"].rank_N.tolist(),
+        t2i_first=ways["t2i"].rival_N.tolist(),
+        picture=picture,
+    )
