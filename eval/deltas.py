@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from longclip.evaluate import Each
 from longclip.types import UserError
@@ -93,26 +92,22 @@ def interval(
     """Bounds of the mean difference, by drawing images anew; what stands before # in a key is its image.
 
     Images that are alike in number of texts and sum of differences are drawn as one kind, by a multinomial:
-    the same distribution in a fraction of the time.
+    the same distribution in a fraction of the time, where there are few kinds (hits and misses).
     """
     _, image_N = np.unique([key.rpartition("#")[0] or key for key in keys], return_inverse=True)
     sums_I = np.bincount(image_N, weights=np.asarray(differences, dtype=np.float64))
-    kinds_U2, counts_U = np.unique(
-        np.stack([sums_I, np.bincount(image_N).astype(float)], 1), axis=0, return_counts=True
-    )
-    rng, parts = np.random.default_rng(seed), max(1, len(counts_U) * resamples // 2**24)
-    means = [
-        _means(rng.multinomial(len(sums_I), counts_U / len(sums_I), size), kinds_U2)
-        for size in (len(part) for part in np.array_split(np.arange(resamples), parts))
-    ]
+    image_I2 = np.stack([sums_I, np.bincount(image_N).astype(np.float64)], 1)
+    kinds_U2, counts_U = np.unique(image_I2, axis=0, return_counts=True)
+    rng, count = np.random.default_rng(seed), len(image_I2)
+    means = []
+    for part in np.array_split(np.arange(resamples), max(1, count * resamples // 2**22)):
+        if 16 * len(kinds_U2) < count:
+            totals_R2 = rng.multinomial(count, counts_U / count, len(part)) @ kinds_U2
+        else:
+            totals_R2 = image_I2[rng.integers(count, size=(len(part), count))].sum(1)
+        means.append(totals_R2[:, 0] / totals_R2[:, 1])
     low, high = np.quantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
-
-
-def _means(drawn_RU: NDArray[np.int64], kinds_U2: NDArray[np.float64]) -> NDArray[np.float64]:
-    totals_R2 = drawn_RU @ kinds_U2
-    means_R: NDArray[np.float64] = totals_R2[:, 0] / totals_R2[:, 1]
-    return means_R
 
 
 def _paired(a: Result, b: Result, number: str) -> tuple[Sequence[str], list[float]]:
