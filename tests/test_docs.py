@@ -112,7 +112,13 @@ def filled(command):
     return command._replace(text=" ".join(PLACEHOLDERS.get(word, word) for word in command.text.split()))
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.program not in OTHERS], ids=ident)
+def heavy(command):
+    """Benchmarks import what they measure before they read a word."""
+    marks = [pytest.mark.long] if command.program.startswith("benchmarks") else []
+    return pytest.param(command, marks=marks, id=ident(command))
+
+
+@pytest.mark.parametrize("command", [heavy(c) for c in COMMANDS if c.program not in OTHERS])
 def test_a_command_is_understood(command):
     check(filled(command))
 
