@@ -9,6 +9,23 @@ from tiny import TINY
 
 os.environ.setdefault("WANDB_MODE", "offline")
 
+# Two files are tested at a time on two cores, and sums of several threads end in other bits.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+
+
+LONGEST = ("slurm/", "strategies/test_programs", "test_soak", "test_run", "strategies/", "test_benchmarks")
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take minutes first, so that no core waits for the other at the end."""
+    names = {item: str(item.path.relative_to(item.config.rootpath / "tests")) for item in items}
+    places = {
+        item: next((n for n, start in enumerate(LONGEST) if name.startswith(start)), len(LONGEST))
+        for item, name in names.items()
+    }
+    items.sort(key=places.__getitem__)  # a stable sort
+
 
 @pytest.fixture(autouse=True)
 def seeded():
