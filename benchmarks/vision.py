@@ -8,7 +8,7 @@ Every run is `python train.py curriculum...=...` on the embedded scenes; one tha
 unfinished one goes on. What a batch costs is counted by torch on real batches of every stage, both towers
 forward and backward, and a cheaper method trains on as many more images as that pays for. The tower has
 patches of 8 pixels, so that images cost more than texts (61 %), as they do in a ViT-B/16.
-Writes docs/vision.md, docs/vision.json and docs/vision.png.
+Writes docs/vision.json, docs/vision.png and the table in docs/results.md.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from longclip import runs
 from longclip.data.converting.workers import processors
 
+from . import documents
 from .measures import flops
 from .recipes import finished, train
 
@@ -86,7 +87,7 @@ def main() -> None:
     }
     (options.out / "vision.json").write_text(json.dumps(told, indent=1) + "\n")
     text = markdown(curves, costs, samples)
-    (options.out / "vision.md").write_text(text)
+    documents.replace(options.markdown, "vision", text)
     print(text)
     plot(curves, options.out / "vision.png")
 
@@ -101,6 +102,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("datasets/scenes"))
     parser.add_argument("--runs", type=Path, default=Path("runs/vision"))
     parser.add_argument("--out", type=Path, default=Path("docs"))
+    parser.add_argument("--markdown", type=Path, default=Path("docs/results.md"), help="has marks")
     parser.add_argument("--threads", type=int, default=processors(), help="of the one run at a time")
     parser.add_argument("--report", action="store_true", help="train nothing, show what there is")
     return parser.parse_args()
@@ -161,7 +163,7 @@ def _curve(run: Path, found: Cost, samples: int) -> Curve:
             samples * found.until(min(1.0, row["samples_seen"] / samples)),
             (row["scenes/long/i2t_r1"] + row["scenes/long/t2i_r1"]) / 2,
         )
-        for row in runs.judgements(run)
+        for _, row in sorted({row["samples_seen"]: row for row in runs.judgements(run)}.items())
     ]
 
 
@@ -193,7 +195,8 @@ def markdown(curves: dict[str, dict[int, Curve]], costs: dict[str, Cost], sample
     seeds_told = ", ".join(str(seed) for seed in next(iter(curves.values()), {}))
     lines += [
         "",
-        f"R@1 of whole captions on 500 held-out scenes in %, mean of both directions; seeds {seeds_told}.",
+        "R@1 of whole captions on 500 held-out scenes in %, mean of both directions; seeds "
+        f"{seeds_told} in brackets, without brackets the first alone.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -81,7 +81,7 @@ def test_without_rank_0_the_others_say_what_they_tried(port, tmp_path):
 SHORT_GRACE = """
 import sys
 from longclip.preflight import __main__, meeting, rounds
-meeting.GRACE = rounds.GRACE = 0.3
+meeting.GRACE = rounds.GRACE = 1.5
 sys.exit(__main__.main(sys.argv[1:]))
 """
 
