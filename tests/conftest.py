@@ -19,12 +19,12 @@ LONGEST = ("slurm/", "strategies/test_programs", "test_soak", "test_run", "strat
 
 def pytest_collection_modifyitems(items):
     """Files that take minutes first, so that no core waits for the other at the end."""
-    names = {item: str(item.path.relative_to(item.config.rootpath / "tests")) for item in items}
-    places = {
-        item: next((n for n, start in enumerate(LONGEST) if name.startswith(start)), len(LONGEST))
-        for item, name in names.items()
-    }
-    items.sort(key=places.__getitem__)  # a stable sort
+
+    def place(item):
+        starts = (n for n, start in enumerate(LONGEST) if item.nodeid.startswith(f"tests/{start}"))
+        return next(starts, len(LONGEST))
+
+    items.sort(key=place)  # a stable sort
 
 
 @pytest.fixture(autouse=True)
