@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import longclip
-from longclip.evaluate import Each, Findings
+from longclip.evaluate import Each, Findings, flat
 from longclip.types import UserError
 
 from .report import markdown
@@ -80,15 +80,6 @@ def write(folder: Path, findings: Mapping[str, Findings], facts: Facts) -> dict[
     _replace(folder / "metrics.json", json.dumps(numbers | clip_benchmark(numbers), indent=1) + "\n")
     _replace(folder / "table.md", markdown(numbers, _labels(results, facts)))
     return results
-
-
-def flat(results: Mapping[str, Result]) -> dict[str, float]:
-    """All numbers as `benchmark/number`."""
-    return {
-        f"{benchmark}/{name}": value
-        for benchmark, result in results.items()
-        for name, value in result.numbers.items()
-    }
 
 
 def clip_benchmark(numbers: Mapping[str, float]) -> dict[str, float]:

@@ -72,7 +72,8 @@ def _finish(
     from rich.console import Console
 
     from eval.report import page, table
-    from eval.results import Facts, flat, folder_of, write
+    from eval.results import Facts, folder_of, write
+    from longclip.evaluate import flat
     from longclip.models import fingerprint
 
     settings: Any = OmegaConf.to_container(config.benchmark, resolve=True)

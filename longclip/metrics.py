@@ -61,13 +61,13 @@ def _places(query_CE: Tensor, item_ME: Tensor, owner_C: Tensor, item_owner_M: Te
     best_C = torch.full((len(query_CE),), -torch.inf, device=query_CE.device)
     for item_X in right_W.split(across):
         wrong_CX = owner_C[:, None] != item_owner_M[item_X]
-        score_CX = _scores(query_CE, item_ME[item_X]).masked_fill_(wrong_CX, -torch.inf)
+        score_CX = cosine(query_CE, item_ME[item_X]).masked_fill_(wrong_CX, -torch.inf)
         best_C = torch.maximum(best_C, score_CX.amax(1))
     above_C = torch.zeros_like(owner_C)
     rival_C, highest_C = torch.full_like(owner_C, -1), torch.full_like(best_C, -torch.inf)
     for start in range(0, len(item_ME), across):
         right_CX = owner_C[:, None] == item_owner_M[start : start + across]
-        score_CX = _scores(query_CE, item_ME[start : start + across]).masked_fill_(right_CX, -torch.inf)
+        score_CX = cosine(query_CE, item_ME[start : start + across]).masked_fill_(right_CX, -torch.inf)
         above_C += (score_CX >= best_C[:, None]).sum(1)
         high_C, where_C = score_CX.max(1)
         rival_C = torch.where(high_C > highest_C, start + where_C, rival_C)
@@ -75,8 +75,12 @@ def _places(query_CE: Tensor, item_ME: Tensor, owner_C: Tensor, item_owner_M: Te
     return Places(1 + above_C, rival_C)
 
 
-def _scores(query_CE: Tensor, item_XE: Tensor) -> Tensor:
-    return (query_CE.double() @ item_XE.double().T).float()
+def cosine(left_NE: Tensor, right_ME: Tensor) -> Tensor:
+    """[N, M] float32 of L2-normalised features.
+
+    Computed in float64, so that equal features score the same wherever they stand.
+    """
+    return (left_NE.double() @ right_ME.double().T).float()
 
 
 def recall(ranks_N: Tensor, k: int) -> float:

@@ -4,7 +4,6 @@ import io
 import json
 import random
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import hydra
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from pages import Page
 from PIL import Image
 
 from conf import launch
@@ -33,25 +33,6 @@ from longclip.types import Caption, Record, Sentence, UserError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 RECIPES = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
-
-
-class Page(HTMLParser):
-    """All tags with their attributes, and the text."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.tags, self.words, self.source = [], [], path.read_text(encoding="utf-8")
-        self.feed(self.source)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.words).split())
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,11 @@
 
 import io
 import re
-from html.parser import HTMLParser
 
 import pytest
 import torch
 from browser import Browser, needs_browser
+from pages import Page
 from PIL import Image
 
 from eval import results
@@ -22,25 +22,6 @@ from longclip.towers.clip import DualTower
 from longclip.towers.pretrained import build
 
 HOSTILE = "<script>alert(1)</script> & \"quoted\" </style> <img src='https://example.org/x.png'>"
-
-
-class Page(HTMLParser):
-    """All tags with their attributes, and the text."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.tags, self.words, self.source = [], [], path.read_text(encoding="utf-8")
-        self.feed(self.source)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.words).split())
 
 
 def png(colour):

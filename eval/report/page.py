@@ -14,12 +14,12 @@ from string import Template
 from typing import NamedTuple
 
 from longclip import runs
-from longclip.evaluate import Findings
+from longclip.evaluate import Findings, flat
 from longclip.gallery import Gallery, galleries
 from longclip.towers.clip import DualTower
 
 from ..deltas import Delta, Results, compare
-from ..results import find, flat, load
+from ..results import find, load
 from . import examples, history
 from .charts import HUES, Axes, Points, chart
 from .lengths import length_curves

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..metrics import cosine
 from ..towers.asking import ask
 from ..types import UserError
 from .judging import Each, Findings, Judged
@@ -26,7 +27,6 @@ from .sharing import collect, share
 from .showing import (
     check_keys,
     check_whole,
-    cosine,
     pixel_batches,
     protocol_id,
     text_features,

@@ -108,7 +108,14 @@ def examine(tower: torch.nn.Module, data: Judged, benchmarks: Mapping[str, Evalu
         tower.train(was_training)
 
 
-def flat(findings: Mapping[str, Findings]) -> dict[str, float]:
+class Numbered(Protocol):
+    """What was found, now (`Findings`) or kept from before."""
+
+    @property
+    def numbers(self) -> Mapping[str, float]: ...
+
+
+def flat(findings: Mapping[str, Numbered]) -> dict[str, float]:
     """All numbers as `benchmark/number`."""
     return {
         f"{benchmark}/{name}": value

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from ..metrics import cosine
 from ..towers.asking import ask
 from ..types import UserError
 from .judging import Each, Findings, Judged
 from .questions import Question, Questions
 from .sharing import collect, share
-from .showing import Picture, cosine, pixel_batches, protocol_id, text_features, transform_for
+from .showing import Picture, pixel_batches, protocol_id, text_features, transform_for
 
 if TYPE_CHECKING:
     from ..towers.clip import DualTower

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..data.converting.layouts.files import Folder, Place, Unusable
 from ..data.faults import Damaged
 from ..data.images import EvalTransform
+from ..data.judging import THREADS
 from ..data.loading import decoded
 from ..data.module import transform_of
 from ..towers.asking import ask
@@ -32,7 +33,6 @@ log = logging.getLogger(__name__)
 
 Load = Callable[[], Tensor]
 """Reads and decodes one picture: uint8 [3, H, W]."""
-THREADS = 8  # decoders and resizing let go of Python's lock
 NAMED = 5  # faults that a sentence lists
 
 
@@ -90,11 +90,6 @@ def text_features(tower: DualTower, texts: Sequence[str], at_once: int = 256) ->
         features.append(found.text_BKE[0])
         cut.append(dropped_S > 0)
     return torch.cat(features).cpu(), torch.cat(cut)
-
-
-def cosine(left_NE: Tensor, right_ME: Tensor) -> Tensor:
-    """[N, M] float32; computed in float64, so that equal features score the same wherever they stand."""
-    return (left_NE.double() @ right_ME.double().T).float()
 
 
 def opened(root: str, tree: str) -> Folder:
