@@ -106,11 +106,18 @@ class LongClip(lightning.LightningModule):
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Lengths stay on the host, which cuts by them; so do pixels that are encoded chunk by chunk."""
-        moved = super().transfer_batch_to_device((batch.tokens_T, batch.columns), device, dataloader_idx)
+        small = (batch.tokens_T, batch.columns, batch.boxes_BK4, batch.weights_BK)
+        moved = super().transfer_batch_to_device(small, device, dataloader_idx)
         pixels_BCHW = batch.pixels_BCHW
         if self.micro_batch is None:
             pixels_BCHW = super().transfer_batch_to_device(pixels_BCHW, device, dataloader_idx)
-        return batch._replace(pixels_BCHW=pixels_BCHW, tokens_T=moved[0], columns=moved[1])
+        return batch._replace(
+            pixels_BCHW=pixels_BCHW,
+            tokens_T=moved[0],
+            columns=moved[1],
+            boxes_BK4=moved[2],
+            weights_BK=moved[3],
+        )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         _seed_all(hash((self.seed, self.samples_seen, dist.rank())) % 2**63, self.device)
@@ -183,8 +190,9 @@ def _seed_all(seed: int, device: torch.device) -> None:
 
 def _check_groups(terms: Mapping[str, Term], slots: dict[str, slice]) -> None:
     for name, term in terms.items():
-        if term.texts not in slots:
-            raise UserError(
-                f"term {name!r} reads the caption group {term.texts!r}, which this recipe does not have; "
-                f"its groups are {', '.join(sorted(slots))} (recipe.terms.{name}.texts=...)"
-            )
+        for group in term.groups:
+            if group not in slots:
+                raise UserError(
+                    f"term {name!r} reads the caption group {group!r}, which this recipe does not have; "
+                    f"its groups are {', '.join(sorted(slots))} (recipe.terms.{name}.texts=...)"
+                )

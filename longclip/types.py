@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:  # so that `longclip doctor` runs where torch does not import
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 Box = tuple[float, float, float, float]
@@ -54,6 +57,8 @@ class Text(NamedTuple):
 
     ids: tuple[int, ...]  # without start and end token, not truncated yet
     box: Box | None = None
+    weight: float = 1.0  # how much it counts in losses that read weights, at least 0
+    words: str | None = None  # a text that a policy wrote itself: `Groups` makes its ids
 
 
 class Sample(NamedTuple):
@@ -83,8 +88,19 @@ class Batch(NamedTuple):
     longest: int  # max of lengths_BK, known on the host so that the device need not be asked
     withheld: int = 0  # tokens that fit the context and that a curriculum left out all the same
     columns: dict[str, Tensor] = {}  # what side-cars know of each image, [B, ...]; NaN where they do not
+    boxes_BK4: Tensor | None = (
+        None  # what a caption is about, as shown; NaN where unknown; None: nowhere known
+    )
+    weights_BK: Tensor | None = None  # how much a caption counts; None: all alike
     skips: Sequence[Skip] = ()  # samples left out while this batch was made
     fault: str | None = None  # why this process cannot go on; the rest is then blank, but of the right shape
+
+
+class Words(NamedTuple):
+    """The text tower's tokens in the joint space, packed as they went in."""
+
+    states_TE: Tensor  # not normalised, in the dtype of the towers; start and end token included
+    lengths_BK: NDArray[np.int32]  # on the host; 0 where there is no caption
 
 
 @dataclass(frozen=True)
@@ -103,6 +119,13 @@ class Embeddings:
     scale: Tensor  # exp(logit_scale), a scalar
     gather: Callable[[Tensor], Tensor]
     patches_BPE: Tensor | None = None  # in the joint space, not normalised, in the dtype of the towers
+    words: Words | None = None
+    start: Embeddings | None = (
+        None  # the same batch as the weights at the start of the run embed it, no gradient
+    )
+    boxes_BK4: Tensor | None = None  # see `Batch`
+    weights_BK: Tensor | None = None
+    columns: Mapping[str, Tensor] = field(default_factory=dict)  # see `Batch`
 
     def text(self, group: str) -> Tensor:
         """This process's texts of a group, [B, k, E]."""
@@ -111,6 +134,33 @@ class Embeddings:
     def mask(self, group: str) -> Tensor:
         """Which of them exist, [B, k] bool."""
         return self.mask_BK[:, self.slots[group]]
+
+    def boxes(self, group: str) -> Tensor:
+        """What this process's captions are about, [B, k, 4] in fractions of the image; NaN where unknown."""
+        if self.boxes_BK4 is None:
+            return self.image_BE.new_full((*self.mask(group).shape, 4), math.nan)
+        return self.boxes_BK4[:, self.slots[group]]
+
+    def weights(self, group: str) -> Tensor:
+        """How much this process's captions count, [B, k]; 0 where there is none."""
+        mask_Bk = self.mask(group)
+        weights_BK = 1.0 if self.weights_BK is None else self.weights_BK[:, self.slots[group]]
+        return mask_Bk * weights_BK
+
+    def column(self, name: str) -> Tensor:
+        """What side-cars know of this process's images, [B, ...]; NaN where they do not.
+
+        Raises:
+            UserError: the batch carries no such column.
+        """
+        if name not in self.columns:
+            has = f"it has {', '.join(sorted(self.columns))}" if self.columns else "it has none"
+            raise UserError(
+                f"this recipe reads the column {name!r} of the training data, and {has}: join a side-car "
+                f"that holds it (longclip sidecar SRC --key COLUMN --out DIR, then data.sidecar.stores=[DIR] "
+                f"data.sidecar.columns=[{name}])"
+            )
+        return self.columns[name]
 
     def all_images(self) -> Tensor:
         """The images of all processes, [world * B, E], with gradient."""

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from open_clip.tokenizer import SimpleTokenizer
 
 from longclip import captions
@@ -26,8 +27,9 @@ from longclip.captions import (
     texts_of,
     tokenise,
 )
+from longclip.data.loading import collate
 from longclip.tokens import Tokenizer, pack
-from longclip.types import Box, Caption, Sentence, Text, UserError
+from longclip.types import Box, Caption, Sample, Sentence, Text, UserError
 
 SAMPLES = [
     json.loads(line)["caption"]
@@ -459,3 +461,22 @@ def test_captions_without_ids_are_not_trained_on_silently() -> None:
 
 def test_what_recipes_name_is_offered_here() -> None:
     assert all(getattr(captions, name) for name in captions.__all__)
+
+
+def test_a_policy_may_write_texts_of_its_own():
+    def written(captions, rng, progress=0.0):
+        return [Text((), words="a red square", weight=0.5), Text((5, 6), box=(0, 0, 1, 1))]
+
+    written.count = 3
+    groups = Groups({"own": written}, seed=0).reading(lambda words: tuple(map(len, words.split())))
+    first, second, third = groups.show(IMAGE, "a", 0)
+    assert first.ids == (1, 3, 6)
+    assert second.ids == (5, 6)
+    assert third is None
+    batch = collate(
+        [Sample("a", torch.zeros(3, 4, 4, dtype=torch.uint8), (first, second, third))],
+        Tokenizer(SimpleTokenizer(), 77),
+    )
+    assert batch.weights_BK.tolist() == [[0.5, 1.0, 0.0]]
+    assert batch.boxes_BK4[0, 1].tolist() == [0, 0, 1, 1]
+    assert batch.boxes_BK4[0, [0, 2]].isnan().all()

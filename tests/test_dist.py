@@ -9,9 +9,9 @@ from longclip import dist
 from longclip.objectives import Contrastive, Grouping, PrimaryComponents, Sigmoid, Term, TextConditioned
 from longclip.objectives.contrastive import info_nce
 from longclip.objectives.sigmoid import pairwise_sigmoid
-from longclip.types import Embeddings
+from longclip.types import Embeddings, Words
 
-IMAGES, SLOTS, WIDTH, PATCHES = 8, 5, 12, 6
+IMAGES, SLOTS, WIDTH, PATCHES, TOKENS = 8, 5, 12, 9, 5  # at most so many tokens in a caption
 GROUPS = {"raw": slice(0, 1), "sub": slice(1, 5)}
 
 
@@ -33,16 +33,41 @@ def terms() -> dict[str, Term]:
     return made
 
 
+READS = {Grouping: {"text", "patches"}, TextConditioned: {"text", "patches", "image"}}
+"""What a term's gradient reaches where that is not images and texts."""
+
+
 def leaves() -> tuple[dict[str, Tensor], Tensor]:
     """Raw features of the global batch; captions are ragged, and slot 4 exists nowhere."""
     random = torch.Generator().manual_seed(0)
-    shapes = {"image": (WIDTH,), "text": (SLOTS, WIDTH), "patches": (PATCHES, WIDTH)}
+    shapes = {
+        "image": (WIDTH,),
+        "text": (SLOTS, WIDTH),
+        "patches": (PATCHES, WIDTH),
+        "words": (SLOTS, TOKENS, WIDTH),
+    }
     features = {name: torch.randn(IMAGES, *shape, generator=random) for name, shape in shapes.items()}
     mask_BK = torch.rand(IMAGES, SLOTS, generator=random) < 0.7
     mask_BK[:, 4] = False
     mask_BK[:4, 3] = False  # absent on a whole process
     mask_BK[7] = False  # an image without any caption
     return features, mask_BK
+
+
+def known(mask_GK: Tensor) -> dict[str, Tensor]:
+    """What data know of all images beside pixels and texts: a box for most captions, weights, columns."""
+    random = torch.Generator().manual_seed(1)
+    start_GK2 = torch.rand(*mask_GK.shape, 2, generator=random) * 0.6
+    boxes_GK4 = torch.cat([start_GK2, start_GK2 + 0.35], -1)
+    boxes_GK4[torch.rand(mask_GK.shape, generator=random) < 0.2] = torch.nan
+    return {
+        "boxes": boxes_GK4.masked_fill(~mask_GK[..., None], torch.nan),
+        "weights": torch.rand(mask_GK.shape, generator=random) * mask_GK,
+        "lengths": torch.randint(2, 6, mask_GK.shape, generator=random) * mask_GK,
+        "share": torch.rand(IMAGES, generator=random),  # a column of numbers
+        "vector": torch.randn(IMAGES, 7, generator=random),  # a column of vectors, as teachers make them
+        "second": torch.randn(IMAGES, 5, generator=random),
+    }
 
 
 def judge() -> Results:
@@ -52,15 +77,30 @@ def judge() -> Results:
     local = {name: x[rows].clone().requires_grad_() for name, x in features.items()}
     temperature = torch.tensor(2.0, requires_grad=True)
     mask_BK = mask_GK[rows].clone()
-    gather = dist.Gather()
+    mine = {name: x[rows] for name, x in known(mask_GK).items()}
+    start = Embeddings(
+        image_BE=normalize(local["image"].detach() + 1, dim=-1),
+        text_BKE=normalize(local["text"].detach() + 1, dim=-1) * mask_BK[..., None],
+        mask_BK=mask_BK,
+        slots=GROUPS,
+        scale=torch.tensor(9.0),
+        gather=dist.Gather(),
+    )
     embeddings = Embeddings(
         image_BE=normalize(local["image"], dim=-1),
         text_BKE=normalize(local["text"], dim=-1) * mask_BK[..., None],
         mask_BK=mask_BK,
         slots=GROUPS,
         scale=temperature.exp(),
-        gather=gather,
+        gather=dist.Gather(),
         patches_BPE=local["patches"],
+        words=Words(
+            local["words"][torch.arange(TOKENS) < mine["lengths"][..., None]], mine["lengths"].int().numpy()
+        ),
+        start=start,
+        boxes_BK4=mine["boxes"],
+        weights_BK=mine["weights"],
+        columns={name: mine[name] for name in ("share", "vector", "second")},
     )
     results = {}
     for name, term in terms().items():
@@ -108,7 +148,7 @@ def collectives(embeddings: Embeddings) -> Results:
 
 def merge(parts: list[Results], key: str) -> Tensor:
     """What data parallelism makes of the processes' results: the mean, features joined."""
-    if key.split("/")[-1] in ("image", "text", "patches"):
+    if key.split("/")[-1] in ("image", "text", "patches", "words"):
         return torch.cat([part[key] for part in parts]) / len(parts)
     return torch.stack([part[key] for part in parts]).mean(0)
 
@@ -151,11 +191,8 @@ def test_every_term_teaches_what_it_reads():
     """So that the agreement above is not one of zeros."""
     whole = judge()
     for name, term in terms().items():
-        reads = {"patches"} if term.needs else {"image"}
-        if isinstance(term, TextConditioned):
-            reads = {"patches", "image"}
-        learns = {"text", *reads, *dict(term.named_parameters())}
-        grads = {key: whole[f"{name}/grad/{key}"] for key in ("image", "text", "patches", *learns)}
+        learns = {*READS.get(type(term), {"text", "image"}), *dict(term.named_parameters())}
+        grads = {key: whole[f"{name}/grad/{key}"] for key in ("image", "text", "patches", "words", *learns)}
         assert {key for key, grad in grads.items() if grad.abs().max() > 1e-4} == learns, name
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from longclip.types import Caption, Text, UserError
 
@@ -29,11 +30,18 @@ class Groups:
         self._policies = dict(groups)
         self._seed = seed
         self._shuffle = shuffle
+        self._read: Callable[[str], tuple[int, ...]] | None = None
         self.slots: dict[str, slice] = {}
         self.count = 0
         for name, policy in groups.items():
             self.slots[name] = slice(self.count, self.count + policy.count)
             self.count += policy.count
+
+    def reading(self, read: Callable[[str], tuple[int, ...]]) -> Groups:
+        """The same groups, with ids for texts that policies write themselves; `read` is `Tokenizer.ids`."""
+        other = copy.copy(self)
+        other._read = read
+        return other
 
     def show(
         self, captions: Sequence[Caption], key: str, epoch: int, progress: float = 0.0
@@ -60,9 +68,16 @@ class Groups:
             assert len(texts) <= policy.count, (
                 f"group {name} made {len(texts)} texts for {policy.count} slots"
             )
+            texts = [self._ids(text) for text in texts]
             if not all(text.ids for text in texts):
                 raise UserError(
                     f"Sample {key!r} has a caption without token ids; run captions.tokenise on it."
                 )
             slots += [*texts, *[None] * (policy.count - len(texts))]
         return tuple(slots)
+
+    def _ids(self, text: Text) -> Text:
+        if text.words is None:
+            return text
+        assert self._read is not None, "a policy wrote a text, and these Groups have no tokenizer to read it"
+        return text._replace(ids=self._read(text.words))

@@ -189,6 +189,17 @@ class Augment:
                 image_CHW = adjust(image_CHW, rng.uniform(1 - self.jitter, 1 + self.jitter))
         return image_CHW
 
+    def window(self, height: int, width: int, rng: random.Random) -> Box:
+        """What `__call__` shows of an image when `rng` begins as there, as fractions of the image.
+
+        Where the image is mirrored, left and right change places: the first is then the larger.
+        """
+        top, left, h, w = self._crop(height, width, rng)
+        sides = left / width, (left + w) / width
+        if self.flip and rng.random() < self.flip:
+            sides = sides[::-1]
+        return sides[0], top / height, sides[1], (top + h) / height
+
     def _crop(self, height: int, width: int, rng: random.Random) -> tuple[int, int, int, int]:
         """Top, left, height and width: ten tries, then the largest centred crop of an allowed ratio."""
         low, high = self.ratio
@@ -220,3 +231,21 @@ def _centre(image_CHW: Tensor, size: int) -> Tensor:
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise UserError(f"{name} is one of {', '.join(choices)}; got {value!r}")
+
+
+def inside(box: Box | None, window: Box) -> Box | None:
+    """What of a box lies in a window, in fractions of the window; None where nothing does.
+
+    The window of a mirrored image has its sides the other way round, and so mirrors the box.
+    """
+    if box is None:
+        return None
+    left, right = _part(box[0], box[2], window[0], window[2])
+    top, bottom = _part(box[1], box[3], window[1], window[3])
+    return (left, top, right, bottom) if left <= right and top <= bottom else None
+
+
+def _part(low: float, high: float, start: float, end: float) -> tuple[float, float]:
+    """Low to high in fractions of start to end, cut off there; the wrong way round where they are apart."""
+    first, last = sorted(((low - start) / (end - start), (high - start) / (end - start)))
+    return max(first, 0), min(last, 1)

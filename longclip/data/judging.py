@@ -13,9 +13,9 @@ from typing import Protocol
 
 from ..captions import Groups, tokenise
 from ..tokens import Tokenizer
-from ..types import Batch, Box, Caption, Record, Sample
+from ..types import Batch, Caption, Record, Sample
 from .images import EvalTransform
-from .loading import Located, collate, pixels
+from .loading import Located, collate, framed, pixels
 
 THREADS = 8  # decoders and resizing let go of Python's lock
 
@@ -38,7 +38,8 @@ class JudgeBatches:
 
     def __init__(self, data: Records, batch_size: int, groups: Groups, transform: EvalTransform) -> None:
         self.data, self.batch_size = data, batch_size
-        self.groups, self.transform = groups, transform
+        self.transform = transform
+        self.groups = groups.reading(data.tokenizer.ids) if data.tokenizer else groups
 
     def __len__(self) -> int:
         return -(-len(self.data) // self.batch_size)
@@ -65,24 +66,8 @@ class JudgeBatches:
 
     def _sample(self, index: int, record: Record) -> Sample:
         image_CHW = pixels(self.data, index, record)
-        window = self.transform.window(*image_CHW.shape[1:])
-        shown = self.groups.show(record.captions, record.key, epoch=0)
-        texts = tuple(text and text._replace(box=_inside(text.box, window)) for text in shown)
+        texts = framed(self.groups.show(record.captions, record.key, epoch=0), image_CHW, self.transform)
         return Sample(record.key, self.transform(image_CHW), texts)
-
-
-def _inside(box: Box | None, window: Box) -> Box | None:
-    """What of a box lies in a window, in fractions of the window; None where nothing does."""
-    if box is None:
-        return None
-    left, right = _part(box[0], box[2], window[0], window[2])
-    top, bottom = _part(box[1], box[3], window[1], window[3])
-    return (left, top, right, bottom) if left <= right and top <= bottom else None
-
-
-def _part(low: float, high: float, start: float, end: float) -> tuple[float, float]:
-    """Low to high in fractions of start to end, cut off there; the wrong way round where they are apart."""
-    return max((low - start) / (end - start), 0), min((high - start) / (end - start), 1)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 import random
 import signal
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ from ..tokens import Tokenizer, pack
 from ..types import Batch, Record, Sample, Skip, Text, UserError
 from .corpus import Corpus
 from .faults import Damaged, Ledger, Reason
-from .images import Augment, EvalTransform, decode
+from .images import Augment, EvalTransform, decode, inside
 from .plans.batching import Batches
 from .plans.order import Stream
 from .plans.plan import Plan
@@ -32,6 +33,7 @@ from .watching import watched
 
 GOLDEN = 0.618  # of an epoch: how far away a sample's stand-in lies
 OTHERS = 8  # stand-ins that are tried
+NOWHERE = (math.nan,) * 4  # the box of a text without
 
 
 class Located(Protocol):
@@ -79,6 +81,24 @@ def view(image_CHW: Tensor, transform: EvalTransform, augment: Augment | None, w
     return augment(image_CHW, transform.size, random.Random(words), transform.interpolation)
 
 
+def framed(
+    texts: tuple[Text | None, ...],
+    image_CHW: Tensor,
+    transform: EvalTransform,
+    augment: Augment | None = None,
+    words: str = "",
+) -> tuple[Text | None, ...]:
+    """The texts with their boxes in fractions of what `view` shows of this image."""
+    if not any(text and text.box for text in texts):
+        return texts
+    height, width = image_CHW.shape[1:]
+    if augment is None:
+        window = transform.window(height, width)
+    else:
+        window = augment.window(height, width, random.Random(words))
+    return tuple(text and text._replace(box=inside(text.box, window)) for text in texts)
+
+
 def collate(samples: Sequence[Sample], tokenizer: Tokenizer, limit: int | None = None) -> Batch:
     """Samples of equal image size -> one batch: pixels stacked, captions (cut at `limit`) packed end to end.
 
@@ -89,7 +109,26 @@ def collate(samples: Sequence[Sample], tokenizer: Tokenizer, limit: int | None =
     pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2)
     packed = pack([sample.texts for sample in samples], tokenizer, limit)
     columns = {name: torch.stack([sample.columns[name] for sample in samples]) for name in samples[0].columns}
-    return Batch([sample.key for sample in samples], pixels_BCHW, *packed, columns=columns)
+    return Batch(
+        [sample.key for sample in samples],
+        pixels_BCHW,
+        *packed,
+        columns=columns,
+        boxes_BK4=_boxes([sample.texts for sample in samples]),
+        weights_BK=_weights([sample.texts for sample in samples]),
+    )
+
+
+def _boxes(texts: Sequence[Sequence[Text | None]]) -> Tensor | None:
+    if not any(text and text.box for row in texts for text in row):
+        return None
+    return torch.tensor([[text.box if text and text.box else NOWHERE for text in row] for row in texts])
+
+
+def _weights(texts: Sequence[Sequence[Text | None]]) -> Tensor | None:
+    if all(text is None or text.weight == 1 for row in texts for text in row):
+        return None
+    return torch.tensor([[text.weight if text else 0.0 for text in row] for row in texts])
 
 
 class Samples(torch.utils.data.Dataset[Sample]):
@@ -129,9 +168,10 @@ class Samples(torch.utils.data.Dataset[Sample]):
         """The sample of a position; raises `Damaged` where it cannot be used."""
         epoch, index = self.order.at(position)
         record, image_CHW = picture(self.data, index)
-        image_CHW = view(image_CHW, self.transform, self.augment, f"{self.plan.seed}/{epoch}/{record.key}")
+        seen = self.transform, self.augment, f"{self.plan.seed}/{epoch}/{record.key}"
         texts = self.groups.show(record.captions, record.key, epoch, min(1.0, position / self.plan.samples))
-        return Sample(record.key, image_CHW, texts, self.data.columns(index))
+        texts = framed(texts, image_CHW, *seen)
+        return Sample(record.key, view(image_CHW, *seen), texts, self.data.columns(index))
 
     def or_other(self, position: int, skips: list[Skip]) -> Sample:
         """The sample of a position or, where it is damaged, the next good one of a fixed row of others.

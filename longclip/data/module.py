@@ -93,7 +93,7 @@ class DataModule(lightning.LightningDataModule):
         self.storage, self.ledger = storage or Storage(), Ledger(max_faults)
         self.root, self.sources, self.judge = root, sources(train), list(judge)
         self.plan, self.workers, self.sidecar = plan, workers, sidecar or Join()
-        self.groups, self.tokenizer = groups, tokenizer
+        self.groups, self.tokenizer = groups.reading(tokenizer.ids), tokenizer
         self.transform, self.augment, self.prepare = transform_of(preprocess), augment, prepare
         self.curriculum = curriculum or Curriculum()
         self.position = self._steps = 0

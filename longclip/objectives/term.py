@@ -30,12 +30,17 @@ class Term(nn.Module, abc.ABC):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What it asks of the towers beyond global features: a subset of {"patches"}."""
+    """What it asks of the towers beyond global features: a subset of `DualTower.NEEDS`."""
 
     def __init__(self, texts: str, weight: float = 1.0) -> None:
         super().__init__()
         self.texts = texts
         self.weight = weight
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The caption groups that it reads."""
+        return (self.texts,)
 
     def build(self, width: int) -> None:
         """Make what depends on the width E of the embeddings, such as a pooling head.

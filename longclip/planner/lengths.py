@@ -20,6 +20,7 @@ def synthetic(groups: Groups, tokenizer: Tokenizer, images: int = 256) -> NDArra
 
     That is about what multimodal models write of a photo (DreamLIP, ShareGPT4V).
     """
+    groups = groups.reading(tokenizer.ids)
     texts = [groups.show([paragraph(random.Random(i))], str(i), epoch=0) for i in range(images)]
     lengths_BK: NDArray[np.int32] = pack(texts, tokenizer).lengths_BK.numpy()
     return lengths_BK

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..training import LongClip
-from ..types import Embeddings
+from ..types import Embeddings, Words
 from .counting import Counts, Line, count, line
 
 IMAGES = 2
@@ -38,6 +38,7 @@ class Pretence:
     def __init__(self, module: LongClip, lengths_BK: NDArray[np.int32], precision: str) -> None:
         self.module, self.tower, self.lengths_BK = module, module.tower.train(), lengths_BK
         self.precision, self.patches = precision, "patches" in module.needs
+        self.words = "words" in module.needs
         self.size = int(np.max(self.tower.preprocess_cfg["size"]))
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         with self.fake:
@@ -63,7 +64,7 @@ class Pretence:
         image = line(lambda images: self._counted(lambda: self._images(images)), IMAGES)
         text = line(
             lambda images: self._counted(
-                lambda: [self._texts(np.resize(typical_BK, (images, typical_BK.shape[1])))]
+                lambda: self._texts(np.resize(typical_BK, (images, typical_BK.shape[1])))
             ),
             len(typical_BK),
         )
@@ -81,7 +82,7 @@ class Pretence:
         counts = Counts(
             counts.forward * more**2, counts.flops * more**2, counts.saved * more, counts.peak * more
         )
-        leaves = [found.image_BE, found.text_BKE, found.patches_BPE]
+        leaves = [found.image_BE, found.text_BKE, found.patches_BPE, found.words and found.words.states_TE]
         return counts, round(more * sum(_bytes(leaf) for leaf in leaves if leaf is not None))
 
     def _counted(self, forward: Callable[[], list[Tensor]]) -> Counts:
@@ -96,23 +97,27 @@ class Pretence:
         with self._autocast():
             return [x for x in self.tower.embed_images(pixels_BCHW, self.patches) if x is not None]
 
-    def _texts(self, lengths_BK: NDArray[np.int32]) -> Tensor:
+    def _texts(self, lengths_BK: NDArray[np.int32]) -> list[Tensor]:
+        tokens_T = torch.zeros(int(lengths_BK.sum()), dtype=torch.int32)
         with self._autocast():
-            return self.tower.embed_texts(torch.zeros(int(lengths_BK.sum()), dtype=torch.int32), lengths_BK)
+            found = self.tower.embed_texts(tokens_T, lengths_BK, self.words)
+            return [x for x in found if x is not None]
 
     def _embeddings(self, images: int, world: int) -> Embeddings:
         """Leaves of the shapes that the towers give, with a gradient where the towers have one."""
         lengths_BK = np.resize(self.lengths_BK, (images, self.lengths_BK.shape[1]))
         with self.fake:
             image, *patches = (_leaf(x, images) for x in self._images(IMAGES))
+            text, *words = self._texts(lengths_BK[:IMAGES])
             return Embeddings(
                 image_BE=image,
-                text_BKE=_leaf(self._texts(lengths_BK[:IMAGES]), images),
+                text_BKE=_leaf(text, images),
                 mask_BK=torch.from_numpy(lengths_BK > 0),
                 slots=self.module.slots,
                 scale=self.tower.backbone.logit_scale.float().exp().squeeze(),
                 gather=lambda x: x.repeat(world, *[1] * (x.ndim - 1)) if world > 1 else x,
                 patches_BPE=patches[0] if patches else None,
+                words=Words(_leaf(words[0], int(lengths_BK.sum())), lengths_BK) if words else None,
             )
 
     def _autocast(self) -> AbstractContextManager[object]:

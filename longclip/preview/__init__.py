@@ -51,7 +51,7 @@ def preview(
     theirs = open_clip.get_tokenizer(chosen.architecture, context_length=chosen.context_length)
     tokenizer = Tokenizer(theirs, chosen.context_length)
     joined = Joined(Dataset(source, tokenizer), chosen.sidecar)
-    data, groups = Corpus({source: joined}), Groups(chosen.policies, chosen.seed)
+    data, groups = Corpus({source: joined}), Groups(chosen.policies, chosen.seed).reading(tokenizer.ids)
     kept = range(len(data)) if joined.kept is None else joined.kept
     probed, extra = look.spread(kept, PROBE), len(tokenizer.prefix) + len(tokenizer.suffix)
     samples = [look.sample(data, at, chosen, groups, moment) for at in look.spread(kept, count)]

@@ -5,9 +5,11 @@ The open_clip model keeps its own names below `backbone.`, so what is trained is
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -17,14 +19,14 @@ from torch.nn import functional as F
 
 from ..dist import Gather
 from ..tokens import pack
-from ..types import Batch, Embeddings, Text, UserError
+from ..types import Batch, Embeddings, Text, UserError, Words
 from .attention import Layout
 from .chunks import Chunk, chunks, in_backward_again
 from .image import check_patches, encode_patches, take_any_side
 from .pooled import pool_alone
 from .positions import text_module
 from .pretrained import Backbone
-from .text import encode_packed, encode_padded, why_padded
+from .text import encode_packed, encode_padded, encode_words, why_padded
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,9 @@ class DualTower(nn.Module):
         compile: `torch.compile` both encoders (token counts are dynamic).
         scale: initial temperature factor exp(logit_scale); None keeps what the weights bring.
     """
+
+    NEEDS: ClassVar[frozenset[str]] = frozenset({"patches", "words", "start"})
+    """What terms may ask for beyond global features: `Embeddings.patches_BPE`, `.words` and `.start`."""
 
     backbone: Any  # open_clip's CLIP or CustomTextCLIP
     mean_C11: Tensor
@@ -83,8 +88,11 @@ class DualTower(nn.Module):
         if scale is not None:
             with torch.no_grad():
                 self.backbone.logit_scale.fill_(torch.tensor(scale).log())
-        self._encode_packed = torch.compile(encode_packed, dynamic=True) if compile else encode_packed
+        self._encode_packed, self._encode_words = encode_packed, encode_words
+        self._start: list[DualTower] = []  # in a list, so that it is neither trained nor saved
         if compile:
+            self._encode_packed = torch.compile(encode_packed, dynamic=True)
+            self._encode_words = torch.compile(encode_words, dynamic=True)
             self.backbone.visual.compile()
 
     @property
@@ -92,9 +100,21 @@ class DualTower(nn.Module):
         return self.tokenizer.context_length
 
     def check_needs(self, needs: frozenset[str]) -> None:
-        """Raise UserError now where the towers cannot give what the terms will ask for."""
+        """Make ready for what the terms will ask for, before anything is trained or loaded.
+
+        Raises:
+            UserError: these towers cannot give it.
+        """
+        assert needs <= self.NEEDS, f"towers give {sorted(self.NEEDS)}, a term asks for {sorted(needs)}"
         if "patches" in needs:
             check_patches(self.backbone.visual)
+        if "words" in needs and self.padded_because:
+            raise UserError(
+                "a term of this recipe reads every token of a caption, which this text tower does not give: "
+                f"{self.padded_because}; choose open_clip's own (model.backbone.architecture=ViT-B-16)"
+            )
+        if "start" in needs and not self._start:
+            self._start.append(_frozen(self))
 
     def hold(self) -> None:
         """Nothing. FSDP2 takes it for a forward and gathers the weights (`strategies.states`)."""
@@ -111,7 +131,7 @@ class DualTower(nn.Module):
     def encode_text(self, tokens_T: Tensor, lengths_S: NDArray[np.int32]) -> Tensor:
         """Packed captions -> text_SE, L2-normalised float32; the lengths are on the host."""
         if len(lengths_S) == 0:  # none of these images has a caption of the recipe's groups
-            return torch.zeros(0, self.model_cfg["embed_dim"], device=tokens_T.device)
+            return self._nothing(tokens_T)
         if self.padded_because:
             text_SE = encode_padded(
                 self.backbone, tokens_T, lengths_S, self.context_length, self.tokenizer.pad_id
@@ -120,6 +140,17 @@ class DualTower(nn.Module):
             layout = Layout(lengths_S, tokens_T.device)
             text_SE = self._encode_packed(self.backbone, tokens_T, layout)
         return F.normalize(text_SE.float(), dim=-1)
+
+    def encode_words(self, tokens_T: Tensor, lengths_S: NDArray[np.int32]) -> tuple[Tensor, Tensor]:
+        """As `encode_text`, and beside it what every token says: words_TE in the joint space, as it comes."""
+        if len(lengths_S) == 0:
+            return self._nothing(tokens_T), self._nothing(tokens_T)
+        layout = Layout(lengths_S, tokens_T.device)
+        words_TE = self._encode_words(self.backbone, tokens_T, layout)
+        return F.normalize(words_TE.index_select(0, layout.ends_S).float(), dim=-1), words_TE
+
+    def _nothing(self, tokens_T: Tensor) -> Tensor:
+        return torch.zeros(0, self.model_cfg["embed_dim"], device=tokens_T.device)
 
     def encode_captions(self, captions: list[str]) -> Tensor:
         """Plain strings -> text_SE, as `encode_text`; captions beyond the context are cut."""
@@ -149,27 +180,41 @@ class DualTower(nn.Module):
             micro_batch: images encoded at a time, each chunk again in the backward pass, so that the memory
                 for activations is that of one chunk; None: all at once. The result is the same.
         """
-        return self.embed(list(chunks(batch, micro_batch)), slots, needs)
+        parts = list(chunks(batch, micro_batch))
+        found = self.embed(parts, slots, needs)
+        return replace(
+            found,
+            boxes_BK4=batch.boxes_BK4,
+            weights_BK=batch.weights_BK,
+            columns=batch.columns,
+            start=self._at_start(parts, slots) if "start" in needs else None,
+        )
+
+    def _at_start(self, parts: Sequence[Chunk], slots: dict[str, slice]) -> Embeddings:
+        (start,) = self._start
+        with torch.no_grad():
+            return start.to(self.backbone.logit_scale.device).embed(parts, slots, frozenset())
 
     def embed(self, parts: Sequence[Chunk], slots: dict[str, slice], needs: frozenset[str]) -> Embeddings:
         """The same of a batch that is cut already."""
-        run = in_backward_again if len(parts) > 1 else _at_once
+        run = in_backward_again if len(parts) > 1 and torch.is_grad_enabled() else _at_once
         scale = self.backbone.logit_scale
         # Images and texts in turns of their own: the activations of one tower at a time.
         images = [run(self.embed_images, part.pixels_BCHW, "patches" in needs, scale) for part in parts]
-        texts = [run(self.embed_texts, part.tokens_T, part.lengths_BK) for part in parts]
+        texts = [run(self.embed_texts, part.tokens_T, part.lengths_BK, "words" in needs) for part in parts]
+        lengths_BK = np.concatenate([part.lengths_BK for part in parts])
         image_BE = _side_by_side([image for image, _ in images])
         patches = [patches_BPE for _, patches_BPE in images if patches_BPE is not None]
+        words = [words_TE for _, words_TE in texts if words_TE is not None]
         return Embeddings(
             image_BE=image_BE,
-            text_BKE=_side_by_side(texts),
-            mask_BK=torch.from_numpy(np.concatenate([part.lengths_BK for part in parts]) > 0).to(
-                scale.device
-            ),
+            text_BKE=_side_by_side([text for text, _ in texts]),
+            mask_BK=torch.from_numpy(lengths_BK > 0).to(scale.device),
             slots=slots,
             scale=scale.float().exp().squeeze(),  # [1] in some open_clip models
             gather=Gather(),
             patches_BPE=_side_by_side(patches) if patches else None,
+            words=Words(_side_by_side(words), lengths_BK) if words else None,
         )
 
     def embed_images(
@@ -184,15 +229,21 @@ class DualTower(nn.Module):
         image_BE, patches_BPE = encode_patches(self.backbone.visual, self.normalise(pixels_BCHW))
         return F.normalize(image_BE.float(), dim=-1), patches_BPE
 
-    def embed_texts(self, tokens_T: Tensor, lengths_BK: NDArray[np.int32]) -> Tensor:
-        """text_BKE, zeros where there is no caption; the lengths are on the host."""
+    def embed_texts(
+        self, tokens_T: Tensor, lengths_BK: NDArray[np.int32], words: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """(text_BKE, zeros where there is no caption; words_TE where asked for). Lengths are on the host."""
         lengths_X = lengths_BK.ravel()
         present_S = np.flatnonzero(lengths_X)
-        text_SE = self.encode_text(tokens_T, lengths_X[present_S])
+        lengths_S, words_TE = lengths_X[present_S], None
+        if words:
+            text_SE, words_TE = self.encode_words(tokens_T, lengths_S)
+        else:
+            text_SE = self.encode_text(tokens_T, lengths_S)
         text_XE = text_SE.new_zeros(len(lengths_X), text_SE.shape[-1])
         where_S = torch.from_numpy(present_S).to(tokens_T.device, non_blocking=True)
         text_XE = text_XE.index_copy(0, where_S, text_SE)
-        return text_XE.view(*lengths_BK.shape, -1)
+        return text_XE.view(*lengths_BK.shape, -1), words_TE
 
 
 def _at_once(encode: Callable[..., Any], *args: Any) -> Any:
@@ -210,6 +261,13 @@ def _per_channel(values: list[float]) -> Tensor:
 def _text_layers(model: Any) -> int:
     text: Any = text_module(model)
     return len(text.transformer.resblocks)
+
+
+def _frozen(tower: DualTower) -> DualTower:
+    """A copy that never trains; its weights are those of this moment."""
+    copied = copy.deepcopy(tower).requires_grad_(False).eval()
+    copied.backbone.set_grad_checkpointing(False)
+    return copied
 
 
 def _lock(model: Any, freeze: Freeze) -> None:

@@ -51,20 +51,35 @@ def why_padded(model: Any) -> str | None:
 
 def encode_packed(model: Any, tokens_T: Tensor, layout: Layout) -> Tensor:
     """Flat tokens -> text_SE. The last block computes its MLP for the end tokens only."""
+    x_TD = _all_but_last(model, tokens_T, layout)
+    text: Any = text_module(model)
+    return _projected(text, text.ln_final(_last_block(text.transformer.resblocks[-1], x_TD, layout)))
+
+
+def encode_words(model: Any, tokens_T: Tensor, layout: Layout) -> Tensor:
+    """Flat tokens -> words_TE: every token as `encode_packed` gives the end tokens."""
+    x_TD = _all_but_last(model, tokens_T, layout)
+    text: Any = text_module(model)
+    return _projected(text, text.ln_final(_block(text.transformer.resblocks[-1], x_TD, layout)))
+
+
+def _projected(text: Any, x_XD: Tensor) -> Tensor:
+    projection = text.text_projection
+    if projection is None:
+        return x_XD
+    return projection(x_XD) if isinstance(projection, nn.Linear) else x_XD @ projection
+
+
+def _all_but_last(model: Any, tokens_T: Tensor, layout: Layout) -> Tensor:
     text: Any = text_module(model)
     x_TD = F.embedding(tokens_T, text.token_embedding.weight)
     x_TD = x_TD + text.positional_embedding.index_select(0, layout.positions_T)
-    *blocks, last = text.transformer.resblocks
-    for block in blocks:
+    for block in text.transformer.resblocks[:-1]:
         if text.transformer.grad_checkpointing and torch.is_grad_enabled():
             x_TD = checkpoint(_block, block, x_TD, layout, use_reentrant=False)
         else:
             x_TD = _block(block, x_TD, layout)
-    end_SD = text.ln_final(_last_block(last, x_TD, layout))
-    projection = text.text_projection
-    if projection is None:
-        return end_SD
-    return projection(end_SD) if isinstance(projection, nn.Linear) else end_SD @ projection
+    return x_TD
 
 
 def encode_padded(

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from longclip.data import images
-from longclip.data.images import Augment, EvalTransform, decode
+from longclip.data.images import Augment, EvalTransform, decode, inside
 from longclip.types import UserError
 
 
@@ -196,3 +196,28 @@ def test_impossible_augmentation_is_refused(bad: dict[str, object]) -> None:
 def test_unknown_resize_mode_lists_the_choices() -> None:
     with pytest.raises(UserError, match="shortest, longest, squash"):
         EvalTransform(32, "crop")
+
+
+def test_boxes_follow_crops_and_mirrors() -> None:
+    """What is white in the image is white where the moved box says."""
+    augment, centres_S = Augment(scale=(0.3, 1), flip=0.5), (torch.arange(64) + 0.5) / 64
+    seen = 0
+    for seed in range(60):
+        rng = random.Random(seed)
+        height, width = rng.randint(60, 200), rng.randint(60, 200)
+        left, top = round(rng.uniform(0, 0.6) * width), round(rng.uniform(0, 0.6) * height)
+        right, bottom = left + width // 3, top + height // 3
+        image_CHW = torch.zeros(3, height, width, dtype=torch.uint8)
+        image_CHW[:, top:bottom, left:right] = 255
+        white_SS = augment(image_CHW, 64, random.Random(f"s{seed}"))[0] > 127
+        window = augment.window(height, width, random.Random(f"s{seed}"))
+        box = inside((left / width, top / height, right / width, bottom / height), window)
+        if box is None or (box[2] - box[0]) * (box[3] - box[1]) < 0.02:
+            assert white_SS.float().mean() < 0.03
+            continue
+        seen += 1
+        across_S = (centres_S > box[0]) & (centres_S < box[2])
+        down_S = (centres_S > box[1]) & (centres_S < box[3])
+        boxed_SS = down_S[:, None] & across_S
+        assert (white_SS & boxed_SS).sum() > 0.85 * (white_SS | boxed_SS).sum(), seed
+    assert seen > 40

@@ -20,7 +20,7 @@ from longclip.types import Batch, UserError
 
 def equal(ours: Batch, theirs: Batch) -> bool:
     return all(
-        torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+        torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) if isinstance(a, torch.Tensor) else a == b
         for a, b in zip(ours, theirs, strict=True)
     )
 

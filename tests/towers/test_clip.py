@@ -125,3 +125,41 @@ def test_convolutional_towers_have_no_patches(scenes):
 
 def test_eval_transform_is_the_models(backbone):
     assert EvalTransform(24).size == backbone.preprocess_cfg["size"]
+
+
+def test_every_word_is_in_the_joint_space_and_the_end_token_is_the_caption(scenes, backbone, groups):
+    tower = DualTower(backbone).eval()
+    batch = batch_of(scenes, backbone, groups)
+    plain, found = tower(batch, groups.slots), tower(batch, groups.slots, frozenset({"words"}))
+    torch.testing.assert_close(found.text_BKE, plain.text_BKE, atol=2e-6, rtol=0)
+    words = found.words
+    assert words.lengths_BK.tolist() == batch.lengths_BK.tolist()
+    ends_S = torch.from_numpy(words.lengths_BK[words.lengths_BK > 0]).cumsum(0) - 1
+    torch.testing.assert_close(
+        F.normalize(words.states_TE[ends_S], dim=-1), plain.text_BKE[plain.mask_BK], atol=2e-6, rtol=0
+    )
+    row = torch.zeros(1, 248, dtype=torch.long)
+    length = int(batch.lengths_BK[0, 0])
+    row[0, :length] = batch.tokens_T[:length]
+    backbone.model.text_pool_type = "none"  # open_clip then projects all tokens
+    theirs = backbone.model.encode_text(row)[0, :length]
+    torch.testing.assert_close(words.states_TE[:length], theirs, atol=5e-6, rtol=0)
+    parts = tower(batch, groups.slots, frozenset({"words"}), micro_batch=4)
+    torch.testing.assert_close(parts.words.states_TE, words.states_TE, atol=2e-6, rtol=0)
+
+
+def test_the_start_stays_what_it_was_and_is_neither_trained_nor_saved(scenes, backbone, groups):
+    tower = DualTower(backbone)
+    tower.check_needs(frozenset({"start"}))
+    batch = batch_of(scenes, backbone, groups)
+    before = tower(batch, groups.slots)
+    with torch.no_grad():
+        for parameter in tower.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    for micro_batch in (None, 4):
+        found = tower(batch, groups.slots, frozenset({"start"}), micro_batch)
+        assert not torch.allclose(found.image_BE, before.image_BE, atol=1e-3)
+        torch.testing.assert_close(found.start.image_BE, before.image_BE, atol=2e-6, rtol=0)
+        torch.testing.assert_close(found.start.text_BKE, before.text_BKE, atol=2e-6, rtol=0)
+        assert not found.start.image_BE.requires_grad
+    assert not any("start" in name for name in (*dict(tower.named_parameters()), *tower.state_dict()))

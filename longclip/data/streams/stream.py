@@ -74,7 +74,9 @@ class StreamModule(lightning.LightningDataModule):
         self.storage, self.ledger = storage or Storage(), Ledger(max_faults)
         self.tars, self.urls = tars, tars.expanded
         self.curriculum = curriculum or Curriculum()
-        self.view = View(groups, tokenizer, transform_of(preprocess), augment, self.curriculum)
+        self.view = View(
+            groups.reading(tokenizer.ids), tokenizer, transform_of(preprocess), augment, self.curriculum
+        )
         self.root, self.judge, self.plan, self.workers = root, list(judge), plan, workers
         self.position = self._steps = 0
         if plan.batches != RANDOM or plan.tokens is not None:

@@ -201,9 +201,10 @@ class Streamed(torch.utils.data.IterableDataset[Batch]):
             image_CHW = loading.decoded(content)
         except Damaged as error:
             raise Damaged(f"sample {found.key!r}: {error}", error.reason) from error
-        words = f"{self.plan.seed}/{epoch}/{found.key}"
-        image_CHW = loading.view(image_CHW, transform, self.view.augment, words)
-        return Sample(found.key, image_CHW, self.view.groups.show(captions, found.key, epoch, progress))
+        seen = transform, self.view.augment, f"{self.plan.seed}/{epoch}/{found.key}"
+        texts = self.view.groups.show(captions, found.key, epoch, progress)
+        texts = loading.framed(texts, image_CHW, *seen)
+        return Sample(found.key, loading.view(image_CHW, *seen), texts)
 
 
 def _tars(url: str) -> list[str]:
