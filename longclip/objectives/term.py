@@ -42,6 +42,14 @@ class Term(nn.Module, abc.ABC):
         """The caption groups that it reads."""
         return (self.texts,)
 
+    @property
+    def columns(self) -> dict[str, int | None]:
+        """The side-car columns that it reads: numbers in a vector, None where any will do, 0 for a bare number.
+
+        So that what has no data (a plan, a test) can make them up.
+        """
+        return {}
+
     def build(self, width: int) -> None:
         """Make what depends on the width E of the embeddings, such as a pooling head.
 
