@@ -1,4 +1,4 @@
-"""`longclip shards | sidecar | search | preview | doctor | average | export | push | import`.
+"""`longclip recipes | shards | sidecar | search | preview | doctor | average | export | push | import`.
 
 Each command imports what it needs.
 """
@@ -9,7 +9,7 @@ import argparse
 import sys
 
 from ..types import UserError
-from . import data, models, search
+from . import data, models, recipes, search
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="longclip", description="Train CLIP on long, detailed captions.")
     commands = root.add_subparsers(required=True, metavar="COMMAND")
     for add in (
+        recipes.recipes_command,
         data.shards_command,
         data.preview_command,
         data.doctor_command,

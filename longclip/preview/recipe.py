@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import open_clip
 import yaml
 
-from .. import captions
+from .. import captions, recipes
 from ..captions import Policy
 from ..data import images
 from ..data.images import Augment, EvalTransform
@@ -86,15 +86,11 @@ def _find(name: str) -> Path:
         return given / "config.yaml"
     if given.is_file():
         return given
-    roots = (Path.cwd(), Path(__file__).resolve().parents[2])
-    folders = [root / "conf" / "recipe" for root in roots]
-    for folder in folders:
-        if (folder / f"{name}.yaml").is_file() and "/" not in name:
-            return folder / f"{name}.yaml"
-    names = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+    if name in recipes.names():
+        return recipes.find(name)
     raise UserError(
         f"--recipe {name} is no run directory (no config.yaml in it), no file, and no recipe by name "
-        f"({', '.join(names) or 'there is no conf/recipe here'})"
+        f"({', '.join(recipes.names()) or 'there is no conf/recipe here'})"
     )
 
 
