@@ -30,7 +30,7 @@ def test_a_header_may_wrap_and_keeps_its_paragraphs_apart(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(
         "# @package _global_\n# A title\n# of two lines.\n# Needs: captions: several.\n# Costs: none\n"
-        "# at all.\n# Goes wrong: (1) a\n#   b\n\nrecipe:\n  captions: # no header\n    a: {_target_: x.Whole}\n"
+        "# at all.\n# Goes wrong: (1) a\n#   b\n\nrecipe:\n  captions: # more\n    a: {_target_: x.Whole}\n"
     )
     recipe = recipes.read(path)
     assert recipe[:5] == ("mine", "A title of two lines.", "captions: several.", "none at all.", "(1) a b")
@@ -50,14 +50,14 @@ def test_a_recipe_on_top_of_another_shows_what_both_say(tmp_path):
     head = "# @package _global_\n# T\n# Needs: a\n# Costs: b\n# Goes wrong: c\n"
     (tmp_path / "base.yaml").write_text(
         head
-        + "recipe:\n  captions: {long: {_target_: x.Whole}}\n  terms: {long: {_target_: y.Loss, texts: long}}\n"
+        + "recipe:\n  captions: {long: {_target_: x.Whole}}\n  terms: {long: {_target_: y.Loss, a: long}}\n"
     )
     (tmp_path / "more.yaml").write_text(
         head + "defaults: [base, _self_]\nrecipe:\n  terms: {long: {margin: 0.5}, other: {_target_: y.Two}}\n"
     )
     recipe = recipes.read(tmp_path / "more.yaml")
     assert recipe.captions == {"long": "Whole()"}
-    assert recipe.terms == {"long": "Loss(texts=long, margin=0.5)", "other": "Two()"}
+    assert recipe.terms == {"long": "Loss(a=long, margin=0.5)", "other": "Two()"}
 
 
 def test_the_command_lists_all_and_explains_one(capsys):
