@@ -30,17 +30,25 @@ class PairLosses(NamedTuple):
 
 
 def symmetric_cross_entropy(
-    row_RE: Tensor, column_XKE: Tensor, scale: Tensor, pairs: Pairs, kin_RKE: Tensor | None = None
+    row_RE: Tensor,
+    column_XKE: Tensor,
+    scale: Tensor,
+    pairs: Pairs,
+    kin_RKE: Tensor | None = None,
+    beside_KX: Tensor | None = None,
 ) -> PairLosses:
     """Softmax cross-entropy of every pair that belongs together, both ways, over all processes.
 
         1/2 [log(1 + sum_i exp(z_rj - z_ri)) + log(1 + sum_i exp(z_ij - z_rj))],   r = start + j
 
     z as in `tiled.contrast`, sums over negatives. row_RE: of all processes, in rank order. column_XKE: of
-    this process, as many on each. Scores that differ by rounding tie, and a tie counts as wrong.
+    this process, as many on each. beside_KX: log-sum-exp over further negatives, which only the own row of
+    a column sees. Scores that differ by rounding tie, and a tie counts as wrong.
     """
     seen = contrast(row_RE, column_XKE, scale, pairs, kin_RKE)
     row_KX, row_best_KX = _own_rows(seen, len(column_XKE))
+    if beside_KX is not None:
+        row_KX = torch.logaddexp(row_KX, beside_KX)
     own_KX = seen.own_KX
     loss_KX = -logsigmoid(own_KX - row_KX) - logsigmoid(own_KX - seen.column_negatives_KX)
     sure_KX = own_KX.detach() - 8 * torch.finfo(own_KX.dtype).eps * scale.detach().abs()
