@@ -126,6 +126,7 @@ class Embeddings:
     boxes_BK4: Tensor | None = None  # see `Batch`
     weights_BK: Tensor | None = None
     columns: Mapping[str, Tensor] = field(default_factory=dict)  # see `Batch`
+    grid: tuple[int, int] | None = None  # patches down and across, row by row; None where some were left out
 
     def text(self, group: str) -> Tensor:
         """This process's texts of a group, [B, k, E]."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ..towers.image import grid
 from ..training import LongClip
 from ..types import Embeddings, Words
 from .counting import Counts, Line, count, line
@@ -93,9 +94,12 @@ class Pretence:
         return counts._replace(peak=counts.peak - grown)
 
     def _images(self, images: int) -> list[Tensor]:
-        pixels_BCHW = torch.empty(images, 3, self.size, self.size, dtype=torch.uint8)
         with self._autocast():
-            return [x for x in self.tower.embed_images(pixels_BCHW, self.patches) if x is not None]
+            found = self.tower.embed_images(self._pixels(images), self.patches)
+            return [x for x in found if x is not None]
+
+    def _pixels(self, images: int) -> Tensor:
+        return torch.empty(images, 3, self.size, self.size, dtype=torch.uint8)
 
     def _texts(self, lengths_BK: NDArray[np.int32]) -> list[Tensor]:
         tokens_T = torch.zeros(int(lengths_BK.sum()), dtype=torch.int32)
@@ -117,6 +121,7 @@ class Pretence:
                 scale=self.tower.backbone.logit_scale.float().exp().squeeze(),
                 gather=lambda x: x.repeat(world, *[1] * (x.ndim - 1)) if world > 1 else x,
                 patches_BPE=patches[0] if patches else None,
+                grid=grid(self.tower.backbone.visual, self._pixels(0), patches[0]) if patches else None,
                 words=Words(_leaf(words[0], int(lengths_BK.sum())), lengths_BK) if words else None,
             )
 

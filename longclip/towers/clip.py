@@ -22,7 +22,8 @@ from ..tokens import pack
 from ..types import Batch, Embeddings, Text, UserError, Words
 from .attention import Layout
 from .chunks import Chunk, chunks, in_backward_again
-from .image import check_patches, encode_patches, take_any_side
+from .image import check_patches, encode_patches, grid, take_any_side
+from .lora import Lora, adapt
 from .pooled import pool_alone
 from .positions import text_module
 from .pretrained import Backbone
@@ -217,6 +218,7 @@ class DualTower(nn.Module):
             words=Words(_side_by_side(words), lengths_BK) if words else None,
         )
 
+            grid=grid(self.backbone.visual, parts[0].pixels_BCHW, patches[0]) if patches else None,
     def embed_images(
         self, pixels_BCHW: Tensor, patches: bool, near: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import MethodType
+from typing import Any
 
 import torch
 from open_clip.transformer import PatchDropout, VisionTransformer
@@ -58,6 +59,13 @@ def encode_patches(visual: nn.Module, pixels_BCHW: Tensor) -> tuple[Tensor, Tens
     if visual.final_ln_after_pool:
         tokens_BPD = visual.ln_post(tokens_BPD)
     return image_BE, tokens_BPD if visual.proj is None else tokens_BPD @ visual.proj
+
+
+def grid(visual: Any, pixels_BCHW: Tensor, patches_BPE: Tensor) -> tuple[int, int] | None:
+    """Patches down and across; None where dropout left some out, so that those there have no places."""
+    (height, width), (down, across) = pixels_BCHW.shape[-2:], visual.patch_size
+    rows, columns = height // down, width // across
+    return (rows, columns) if rows * columns == patches_BPE.shape[1] else None
 
 
 def positions(table_PD: Tensor, own: Sequence[int], grid: Sequence[int]) -> Tensor:
