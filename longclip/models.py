@@ -21,7 +21,7 @@ from .optim import LN_100
 from .stored import Stored
 from .tokens import Tokenizer
 from .towers import configs, fitting
-from .towers.positions import merge_tables
+from .towers.merging import merged
 from .towers.pretrained import Backbone, build
 from .types import UserError
 
@@ -96,7 +96,7 @@ def backbone_of(content: dict[str, Any], label: str) -> Backbone:
         if key.startswith(PREFIX)
     }
     model = configs.instantiate(model_cfg, preprocess_cfg)
-    fitting.load(model, fitting.renamed(model, merge_tables(tensors)), label)
+    fitting.load(model, fitting.renamed(model, merged(tensors)), label)
     return Backbone(model, model_cfg, preprocess_cfg, tokenizer_of(model_cfg))
 
 

@@ -61,7 +61,22 @@ def import_command(commands: Any) -> None:
     bring.add_argument("--out", type=Path, required=True)
     bring.add_argument("--architecture", help="an open_clip name; default: read from the tensors' shapes")
     bring.add_argument(
-        "--context-length", type=int, help="stretch the positions to this; default: as they are"
+        "--context-length", type=int, help="lengthen the positions to this; default: as they are"
+    )
+    bring.add_argument(
+        "--positions",
+        default="stretch",
+        choices=["stretch", "interpolate", "group", "repeat"],
+        help="how they grow; default: stretch, as Long-CLIP",
+    )
+    bring.add_argument(
+        "--keep", type=int, default=20, help="positions at the beginning that stay; default: 20"
+    )
+    bring.add_argument(
+        "--attention-temperature",
+        type=float,
+        default=1.0,
+        help="below 1: sharper attention in the text tower",
     )
     bring.set_defaults(run=_import)
 
@@ -97,6 +112,12 @@ def _import(options: argparse.Namespace) -> None:
     from ..export import import_weights
 
     folder = import_weights(
-        options.source, options.out, architecture=options.architecture, context_length=options.context_length
+        options.source,
+        options.out,
+        options.architecture,
+        options.context_length,
+        options.positions,
+        options.keep,
+        options.attention_temperature,
     )
     print(f"wrote {folder}: model.backbone.weights=local-dir:{folder} trains from it")

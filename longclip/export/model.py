@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from ..tokens import Tokenizer
 from ..towers import configs
-from ..towers.positions import merged_state_dict
+from ..towers.merging import merged_state_dict
 from ..towers.pretrained import Backbone
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

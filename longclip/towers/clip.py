@@ -51,6 +51,7 @@ class DualTower(nn.Module):
     Args:
         backbone: the model and what describes it (`pretrained.build`).
         freeze: which towers are locked.
+        lora: matrices of what is not locked learn differences of low rank alone.
         grad_checkpointing: recompute activations block by block in the backward pass.
         compile: `torch.compile` both encoders (token counts are dynamic).
         scale: initial temperature factor exp(logit_scale); None keeps what the weights bring.
@@ -70,6 +71,7 @@ class DualTower(nn.Module):
         grad_checkpointing: bool = False,
         compile: bool = False,
         scale: float | None = None,
+        lora: Lora = Lora(),
     ) -> None:
         super().__init__()
         self.backbone = backbone.model
@@ -83,6 +85,7 @@ class DualTower(nn.Module):
         take_any_side(self.backbone.visual)
         pool_alone(self.backbone.visual)
         _lock(self.backbone, freeze)
+        adapt(self.backbone, lora)
         self.grad_checkpointing = grad_checkpointing
         if grad_checkpointing:
             self.backbone.set_grad_checkpointing(True)
@@ -215,10 +218,10 @@ class DualTower(nn.Module):
             scale=scale.float().exp().squeeze(),  # [1] in some open_clip models
             gather=Gather(),
             patches_BPE=_side_by_side(patches) if patches else None,
+            grid=grid(self.backbone.visual, parts[0].pixels_BCHW, patches[0]) if patches else None,
             words=Words(_side_by_side(words), lengths_BK) if words else None,
         )
 
-            grid=grid(self.backbone.visual, parts[0].pixels_BCHW, patches[0]) if patches else None,
     def embed_images(
         self, pixels_BCHW: Tensor, patches: bool, near: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:

@@ -1,8 +1,9 @@
 """Text position tables: longer ones from shorter ones, and rows that never move.
 
 In goes a table [L, D] as it was trained, out comes one for a longer context: `stretch` keeps what the
-first rows know (Long-CLIP), `interpolate` is what open_clip does. `freeze_head` splits the table that a
-text tower holds into a frozen head and a trainable tail, and `merge_tables` joins them again under
+first rows know (Long-CLIP), `interpolate` is what open_clip does, `group` and `repeat` make no row that was
+never trained (LongEmbed), which is for models that are not trained again. `freeze_head` splits the table that
+a text tower holds into a frozen head and a trainable tail, and `merge_tables` joins them again under
 open_clip's own name, so that nothing outside ever sees two tables.
 """
 
@@ -16,7 +17,7 @@ from torch.nn.utils import parametrize
 
 from ..types import UserError
 
-METHODS = ("stretch", "interpolate")
+METHODS = ("stretch", "interpolate", "group", "repeat")
 _NAME = "positional_embedding"
 _HEAD = f"parametrizations.{_NAME}.original0"
 _TAIL = f"parametrizations.{_NAME}.original1"
@@ -56,11 +57,40 @@ def interpolate(table_LD: Tensor, length: int) -> Tensor:
     ].T.contiguous()
 
 
+def group(table_LD: Tensor, length: int, keep: int = 0) -> Tensor:
+    """Neighbours share a position (LongEmbed, Zhu et al. 2024, arXiv 2404.12096, "grouped positions").
+
+        E'[p] = E[keep + floor((p - keep) (L - keep) / (length - keep))],   p >= keep
+
+    The first `keep` rows stay, none in the paper. Returns float32 [length, D].
+    """
+    rows = table_LD.shape[0] - keep
+    later_N = torch.arange(length - keep, device=table_LD.device) * rows // (length - keep)
+    return _picked(table_LD, keep, later_N)
+
+
+def repeat(table_LD: Tensor, length: int, keep: int = 0) -> Tensor:
+    """Positions begin anew (LongEmbed, "recurrent positions"): a text of at most L tokens is as it was.
+
+        E'[p] = E[keep + (p - keep) mod (L - keep)],   p >= keep
+
+    The first `keep` rows are not repeated; the paper repeats all. Returns float32 [length, D].
+    """
+    later_N = torch.arange(length - keep, device=table_LD.device) % (table_LD.shape[0] - keep)
+    return _picked(table_LD, keep, later_N)
+
+
+def _picked(table_LD: Tensor, keep: int, later_N: Tensor) -> Tensor:
+    source_LD = table_LD.detach().float()
+    return torch.cat([source_LD[:keep], source_LD[keep + later_N]])
+
+
 def resize(table_LD: Tensor, length: int, method: str = "stretch", keep: int = 20) -> Tensor:
     """A table of exactly `length` rows: [L, D] -> float32 [length, D]; the same rows where length is L.
 
-    Raises UserError for a shorter length (positions are never cut silently), for a length that the
-    stretch cannot give, and for an unknown method.
+    `keep` first rows stay as they are, but by `interpolate`. Raises UserError for a shorter length
+    (positions are never cut silently), for a length that the stretch cannot give, for a `keep` that leaves
+    nothing, and for an unknown method.
     """
     base = table_LD.shape[0]
     if method not in METHODS:
@@ -74,15 +104,17 @@ def resize(table_LD: Tensor, length: int, method: str = "stretch", keep: int = 2
         return table_LD.detach().float().clone()
     if method == "interpolate":
         return interpolate(table_LD, length)
-    return stretch(table_LD, keep, _ratio(base, length, keep))
-
-
-def _ratio(base: int, length: int, keep: int) -> int:
-    """The whole number r with keep + r * (base - keep) == length. Raises UserError if there is none."""
     if not 0 <= keep < base:
         raise UserError(
             f"keep={keep} leaves nothing to stretch in a table of {base} rows: use 0 to {base - 1}."
         )
+    if method == "stretch":
+        return stretch(table_LD, keep, _ratio(base, length, keep))
+    return (group if method == "group" else repeat)(table_LD, length, keep)
+
+
+def _ratio(base: int, length: int, keep: int) -> int:
+    """The whole number r with keep + r * (base - keep) == length. Raises UserError if there is none."""
     ratio, rest = divmod(length - keep, base - keep)
     if rest:
         below, above = (f"{keep + r * (base - keep)} (ratio {r})" for r in (ratio, ratio + 1))
@@ -147,22 +179,3 @@ def merge_tables(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         prefix = name.removesuffix(_HEAD)
         merged[prefix + _NAME] = torch.cat([merged.pop(name), merged.pop(prefix + _TAIL)])
     return merged
-
-
-def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """`model.state_dict()` with exactly the names open_clip gives it, whether positions are split or not."""
-    return merge_tables(model.state_dict())
-
-
-def load_merged(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load what `merged_state_dict` gave, in place, into a model whose positions may be split.
-
-    A state dict that is split already is taken as it is. Strict: RuntimeError on leftover or missing names.
-    """
-    split = dict(state)
-    for name, parameter in model.state_dict().items():
-        prefix = name.removesuffix(_HEAD)
-        if name.endswith(_HEAD) and prefix + _NAME in split:
-            table_LD = split.pop(prefix + _NAME)
-            split[name], split[prefix + _TAIL] = table_LD[: len(parameter)], table_LD[len(parameter) :]
-    model.load_state_dict(split)

@@ -19,6 +19,7 @@ from ..tokens import Tokenizer
 from ..types import UserError
 from . import configs, fitting, formats, sources
 from .positions import freeze_head, text_module
+from .temperature import scale_attention
 
 log = logging.getLogger(__name__)
 
@@ -49,16 +50,18 @@ def build(
     image_size: int | None = None,
     patch_dropout: float = 0.0,
     quick_gelu: bool | None = None,
+    attention_temperature: float = 1.0,
 ) -> Backbone:
     """An open_clip model with its configuration, preprocessing and tokenizer.
 
     `architecture` is a name of open_clip's or longclip's; it may be None where the weights say it
     (local-dir:, hf-hub:, OpenAI and Long-CLIP files). `weights` is None (random, as the caller seeded
     torch), a tag, local-dir:DIR, hf-hub:org/name or a file. `context_length` counts start and end token;
-    None keeps the length of the weights. `positions` ("stretch" or "interpolate") and `keep` say how
+    None keeps the length of the weights. `positions` (one of `positions.METHODS`) and `keep` say how
     shorter text positions are lengthened; `freeze_positions` freezes the first `keep` rows.
     `image_size` in pixels resizes the image positions as open_clip does. `quick_gelu` None: as the
-    weights were trained, else as the configuration says.
+    weights were trained, else as the configuration says. `attention_temperature` below 1 sharpens the text
+    tower's attention (`temperature`).
 
     Raises UserError for everything that does not fit together.
     """
@@ -78,6 +81,7 @@ def build(
         if image_size is not None:
             tensors = fitting.resized_image(model, tensors)
         fitting.load(model, tensors, source.label)
+    scale_attention(model, attention_temperature)
     if freeze_positions:
         if loaded is None:
             log.warning("freeze_positions: the first %d positions are random and stay so", keep)

@@ -100,10 +100,11 @@ def _block(block: Any, x_TD: Tensor, layout: Layout) -> Tensor:
 def _last_block(block: Any, x_TD: Tensor, layout: Layout) -> Tensor:
     """As `_block`, but only the end tokens ask: the others would not be read."""
     attn, width = block.attn, x_TD.shape[-1]
+    weight, bias = attn.in_proj_weight, attn.in_proj_bias
     normed_TD = block.ln_1(x_TD)
     end_SD, normed_end_SD = x_TD.index_select(0, layout.ends_S), normed_TD.index_select(0, layout.ends_S)
-    q = F.linear(normed_end_SD, attn.in_proj_weight[:width], attn.in_proj_bias[:width])
-    kv = F.linear(normed_TD, attn.in_proj_weight[width:], attn.in_proj_bias[width:])
+    q = F.linear(normed_end_SD, weight[:width], bias[:width])
+    kv = F.linear(normed_TD, weight[width:], bias[width:])
     q, kv = q.unflatten(1, (attn.num_heads, -1)), kv.unflatten(1, (2, attn.num_heads, -1))
     mixed = attn.out_proj(end_attention(q, kv, layout).flatten(1))
     end_SD = end_SD + block.ls_1(mixed)

@@ -15,7 +15,7 @@ from longclip import export, models
 from longclip.export import card, facts
 from longclip.export.parity import Row
 from longclip.stored import write_share
-from longclip.towers.positions import merged_state_dict
+from longclip.towers.merging import merged_state_dict
 from longclip.towers.pretrained import Backbone
 
 CONFIG = {

@@ -23,7 +23,7 @@ from transformers import (
 from longclip import export
 from longclip.export import huggingface, vocabulary
 from longclip.export.model import Plain, plain
-from longclip.towers.positions import merged_state_dict
+from longclip.towers.merging import merged_state_dict
 from longclip.towers.pretrained import Backbone, build
 from longclip.types import UserError
 
