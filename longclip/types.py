@@ -119,6 +119,7 @@ class Embeddings:
     scale: Tensor  # exp(logit_scale), a scalar
     gather: Callable[[Tensor], Tensor]
     patches_BPE: Tensor | None = None  # in the joint space, not normalised, in the dtype of the towers
+    grid: tuple[int, int] | None = None  # patches down and across, row by row; None where some were left out
     words: Words | None = None
     start: Embeddings | None = (
         None  # the same batch as the weights at the start of the run embed it, no gradient
@@ -126,7 +127,6 @@ class Embeddings:
     boxes_BK4: Tensor | None = None  # see `Batch`
     weights_BK: Tensor | None = None
     columns: Mapping[str, Tensor] = field(default_factory=dict)  # see `Batch`
-    grid: tuple[int, int] | None = None  # patches down and across, row by row; None where some were left out
 
     def text(self, group: str) -> Tensor:
         """This process's texts of a group, [B, k, E]."""

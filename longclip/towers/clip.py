@@ -23,7 +23,6 @@ from ..types import Batch, Embeddings, Text, UserError, Words
 from .attention import Layout
 from .chunks import Chunk, chunks, in_backward_again
 from .image import check_patches, encode_patches, grid, take_any_side
-from .lora import Lora, adapt
 from .pooled import pool_alone
 from .positions import text_module
 from .pretrained import Backbone
