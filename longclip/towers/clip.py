@@ -5,7 +5,6 @@ The open_clip model keeps its own names below `backbone.`, so what is trained is
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,9 +22,11 @@ from ..types import Batch, Embeddings, Text, UserError, Words
 from .attention import Layout
 from .chunks import Chunk, chunks, in_backward_again
 from .image import check_patches, encode_patches, grid, take_any_side
+from .lora import Lora, adapt
 from .pooled import pool_alone
 from .positions import text_module
 from .pretrained import Backbone
+from .start import cut, frozen
 from .text import encode_packed, encode_padded, encode_words, why_padded
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ class DualTower(nn.Module):
             with torch.no_grad():
                 self.backbone.logit_scale.fill_(torch.tensor(scale).log())
         self._encode_packed, self._encode_words = encode_packed, encode_words
+        self._published_LD = backbone.published_LD
         self._start: list[DualTower] = []  # in a list, so that it is neither trained nor saved
         if compile:
             self._encode_packed = torch.compile(encode_packed, dynamic=True)
@@ -117,7 +119,7 @@ class DualTower(nn.Module):
                 f"{self.padded_because}; choose open_clip's own (model.backbone.architecture=ViT-B-16)"
             )
         if "start" in needs and not self._start:
-            self._start.append(_frozen(self))
+            self._start.append(frozen(self, self._published_LD))
 
     def hold(self) -> None:
         """Nothing. FSDP2 takes it for a forward and gathers the weights (`strategies.states`)."""
@@ -195,8 +197,9 @@ class DualTower(nn.Module):
 
     def _at_start(self, parts: Sequence[Chunk], slots: dict[str, slice]) -> Embeddings:
         (start,) = self._start
+        shown = [cut(part, start.tokenizer) for part in parts]
         with torch.no_grad():
-            return start.to(self.backbone.logit_scale.device).embed(parts, slots, frozenset())
+            return start.to(self.backbone.logit_scale.device).embed(shown, slots, frozenset())
 
     def embed(self, parts: Sequence[Chunk], slots: dict[str, slice], needs: frozenset[str]) -> Embeddings:
         """The same of a batch that is cut already."""
@@ -265,13 +268,6 @@ def _per_channel(values: list[float]) -> Tensor:
 def _text_layers(model: Any) -> int:
     text: Any = text_module(model)
     return len(text.transformer.resblocks)
-
-
-def _frozen(tower: DualTower) -> DualTower:
-    """A copy that never trains; its weights are those of this moment."""
-    copied = copy.deepcopy(tower).requires_grad_(False).eval()
-    copied.backbone.set_grad_checkpointing(False)
-    return copied
 
 
 def _lock(model: Any, freeze: Freeze) -> None:
