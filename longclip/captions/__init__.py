@@ -11,6 +11,7 @@ from longclip.sentences import parse, split, texts_of, tokenise
 from .groups import Groups
 from .mixing import Best, Likely, Mix
 from .order import Moved, Preceded, Prefixes, Shuffled, WithoutFirst
+from .phrases import Parts
 from .policies import All, Debias, First, Merged, Policy, Sentences, Source, Whole
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Merged",
     "Mix",
     "Moved",
+    "Parts",
     "Policy",
     "Preceded",
     "Prefixes",
