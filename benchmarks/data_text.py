@@ -19,7 +19,7 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 
 from longclip.tokens import Packed, Tokenizer, pack, stored, unpack
-from longclip.types import Text
+from longclip.types import Ids, Text
 
 from .data_synthetic import captions
 from .measures import Row, at_most, faster, rates
@@ -39,7 +39,7 @@ def rows(quick: bool, folder: Path) -> list[Row]:
     ways: dict[str, Work] = {
         "nine": (lambda eight: [Text(ids) for ids in _ids(_nine(eight), tokenizer)], said),
         "once": (lambda eight: _joined(_ids(eight, tokenizer)), said),
-        "shards": (lambda sample: _joined(stored(sample[0], sample[1], tokenizer.vocab_size)), kept),
+        "shards": (lambda sample: _joined(stored(sample[0], sample[1], tokenizer)), kept),
     }
     jobs: dict[str, Work] = {"open_clip": (lambda eight: theirs(_nine(eight), CONTEXT), said)}
     for name, (texts, samples) in ways.items():
@@ -67,13 +67,16 @@ def _nine(sentences: list[str]) -> list[str]:
     return [" ".join(sentences), *sentences]
 
 
-def _ids(texts: list[str], tokenizer: Tokenizer) -> list[tuple[int, ...]]:
+def _ids(texts: list[str], tokenizer: Tokenizer) -> list[Ids]:
     return [tokenizer.ids(tokenizer.clean(text)) for text in texts]
 
 
-def _joined(sentences: list[tuple[int, ...]]) -> list[Text]:
+def _joined(sentences: list[Ids]) -> list[Text]:
     """The long caption and its sentences."""
-    return [Text(tuple(chain.from_iterable(sentences))), *map(Text, sentences)]
+    whole = sentences[0][:]
+    for sentence in sentences[1:]:
+        whole += sentence
+    return [Text(whole), *map(Text, sentences)]
 
 
 def _stored(sentences: list[str], tokenizer: Tokenizer) -> Stored:

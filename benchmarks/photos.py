@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import time
+from array import array
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def main() -> None:
 def _batch(tower: DualTower, size: int, tokens: int) -> Batch:
     texts = [
         [
-            Text(tuple(torch.randint(500, 40_000, (max(int(n), 3),)).tolist()))
+            Text(array("H", torch.randint(500, 40_000, (max(int(n), 3),)).tolist()))
             for n in torch.normal(tokens, 3.0, (5,))
         ]
         for _ in range(size)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from itertools import accumulate, chain, pairwise
@@ -25,7 +26,7 @@ from numpy.typing import ArrayLike
 from open_clip import tokenizer as clip_text
 from torch import Tensor
 
-from longclip.types import Text, UserError
+from longclip.types import NO_IDS, Ids, Text, UserError
 
 CACHE_LIMIT = 2**17  # chunks per process, about 25 MB
 CACHED_LENGTH = 40  # longer chunks are links or scripts without spaces: they hardly come again
@@ -74,6 +75,7 @@ class Tokenizer:
         self.suffix = self._kind.suffix
         self.vocab_size = self._kind.vocab_size
         self.pad_id = self._kind.pad_id
+        self.typecode = "H" if self.vocab_size <= 2**16 else "I"
         if context_length <= len(self.prefix) + len(self.suffix):
             raise UserError(
                 f"context_length is {context_length}, which leaves no room for text beside the "
@@ -84,14 +86,14 @@ class Tokenizer:
         """open_clip's cleaning, the case kept: sentence splitting needs it, `ids` removes it."""
         return " ".join(repair(text).split())
 
-    def ids(self, cleaned: str) -> tuple[int, ...]:
+    def ids(self, cleaned: str) -> Ids:
         """Ids of cleaned text, without start and end token and without any limit.
 
         `SimpleTokenizer`: `ids(clean(text))` equals open_clip's `encode(text)`, and the ids of pieces cut
         at spaces concatenate to the ids of the whole. `HFTokenizer`: the first holds too; the second only
         where the vocabulary treats words alone (WordPiece, SentencePiece), not for GPT-2's byte pairs.
         """
-        return self._kind.ids(cleaned)
+        return array(self.typecode, self._kind.ids(cleaned))
 
     def text(self, ids: Sequence[int]) -> str:
         """What these ids say, as far as it can be told: with open_clip's tokenizer in small letters."""
@@ -117,22 +119,23 @@ def pack(texts: Sequence[Sequence[Text | None]], tokenizer: Tokenizer, limit: in
     assert kept > 0, f"a limit of {limit} leaves no room for text"
     shape = (len(texts), len(texts[0]) if texts else 0)
     assert all(len(row) == shape[1] for row in texts), "every image has the same number of caption slots"
-    tokens: list[int] = []
+    code = tokenizer.typecode
+    start, end, tokens = array(code, prefix), array(code, suffix), array(code)
     counts: list[int] = []
     for text in chain.from_iterable(texts):
         if text is None:
             counts.append(-extra)  # so that its length is 0
             continue
-        tokens += prefix
+        tokens += start
         tokens += text.ids[:kept]
-        tokens += suffix
+        tokens += end
         counts.append(len(text.ids))
     counts_BK = np.array(counts, np.int32).reshape(shape)
     dropped_BK = (counts_BK - room).clip(0)
     withheld_BK = (counts_BK - dropped_BK - kept).clip(0)
     lengths_BK = counts_BK - dropped_BK - withheld_BK + extra
     return Packed(
-        torch.from_numpy(np.fromiter(tokens, np.int32, len(tokens))),
+        torch.from_numpy(np.frombuffer(tokens, tokens.typecode).astype(np.int32)),
         torch.from_numpy(lengths_BK),
         torch.from_numpy(dropped_BK),
         int(lengths_BK.max(initial=0)),
@@ -140,18 +143,20 @@ def pack(texts: Sequence[Sequence[Text | None]], tokenizer: Tokenizer, limit: in
     )
 
 
-def stored(ids: bytes, counts: Iterable[int], below: int = 2**16) -> list[tuple[int, ...]]:
+def stored(ids: bytes, counts: Iterable[int], tokenizer: Tokenizer | None = None) -> list[Ids]:
     """The ids of sentence after sentence, from uint16, little-endian, as shards hold them end to end.
 
     Raises:
-        ValueError: `counts` do not add up to the number of ids, or an id is not smaller than `below`.
+        ValueError: `counts` do not add up to the number of ids, or an id is not of the vocabulary.
     """
-    flat = tuple(np.frombuffer(ids, "<u2").tolist())
+    found = np.frombuffer(ids, "<u2")
+    if tokenizer and len(found) and (highest := np.maximum.reduce(found)) >= tokenizer.vocab_size:
+        raise ValueError(f"token id {highest} of a vocabulary of {tokenizer.vocab_size}")
+    code = tokenizer.typecode if tokenizer else NO_IDS.typecode
+    flat = array(code, found.astype(code, copy=False).tobytes())
     ends = list(accumulate(counts, initial=0))
     if ends[-1] != len(flat):
         raise ValueError(f"{len(flat)} ids for sentences of {ends[-1]}")
-    if flat and max(flat) >= below:
-        raise ValueError(f"token id {max(flat)} of a vocabulary of {below}")
     return [flat[start:end] for start, end in pairwise(ends)]
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:  # so that `longclip doctor` runs where torch does not import
     import numpy as np
@@ -14,6 +15,12 @@ if TYPE_CHECKING:  # so that `longclip doctor` runs where torch does not import
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, as fractions of the image's width and height, in [0, 1]."""
+
+
+Ids: TypeAlias = "array[int]"
+"""Token ids, of the same type code (`Tokenizer.typecode`) wherever one tokenizer made them."""
+
+NO_IDS: Ids = array("H")
 
 
 class UserError(ValueError):
@@ -29,7 +36,7 @@ class Sentence(NamedTuple):
 
     start: int
     end: int
-    ids: tuple[int, ...]  # without start and end token; () where not tokenised yet
+    ids: Ids  # without start and end token; empty where not tokenised yet
     box: Box | None = None  # what the sentence talks about, where the data knows it
 
 
@@ -55,7 +62,7 @@ class Record(NamedTuple):
 class Text(NamedTuple):
     """One caption slot as a policy fills it."""
 
-    ids: tuple[int, ...]  # without start and end token, not truncated yet
+    ids: Ids  # without start and end token, not truncated yet
     box: Box | None = None
     weight: float = 1.0  # how much it counts in losses that read weights, at least 0
     words: str | None = None  # a text that a policy wrote itself: `Groups` makes its ids
@@ -68,6 +75,7 @@ class Sample(NamedTuple):
     image_CHW: Tensor  # uint8
     texts: tuple[Text | None, ...]  # K slots; None where this image has no such caption
     columns: dict[str, Tensor] = {}  # what side-cars know of it: teacher embeddings, ...
+    draw: int = 0  # what chance decides about it in the towers follows from this number
 
 
 class Skip(NamedTuple):
@@ -92,6 +100,7 @@ class Batch(NamedTuple):
         None  # what a caption is about, as shown; NaN where unknown; None: nowhere known
     )
     weights_BK: Tensor | None = None  # how much a caption counts; None: all alike
+    draws_B: Tensor | None = None  # int64, on the host, see `Sample`; None: 0 for all
     skips: Sequence[Skip] = ()  # samples left out while this batch was made
     fault: str | None = None  # why this process cannot go on; the rest is then blank, but of the right shape
 
@@ -121,6 +130,7 @@ class Embeddings:
     patches_BPE: Tensor | None = None  # in the joint space, not normalised, in the dtype of the towers
     grid: tuple[int, int] | None = None  # patches down and across, row by row; None where some were left out
     words: Words | None = None
+    masked_BE: Tensor | None = None  # the images with most of their patches hidden, as `image_BE`
     start: Embeddings | None = (
         None  # the same batch as the weights at the start of the run embed it, no gradient
     )

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from array import array
 from collections import namedtuple
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def tokenizer():
 
 
 def record(key, image):
-    return Record(key, image, "jpg", (Caption("raw", "A dog.", (Sentence(0, 6, (5, 6)),)),), {})
+    return Record(key, image, "jpg", (Caption("raw", "A dog.", (Sentence(0, 6, array("H", (5, 6))),)),), {})
 
 
 @pytest.fixture

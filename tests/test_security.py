@@ -13,6 +13,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
+from array import array
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,7 @@ def png(width=8, height=8):
 
 
 def record(key="k", text="A dog.", source="raw", image=None, meta=None):
-    told = Caption(source, text, (Sentence(0, len(text), (5, 6)),))
+    told = Caption(source, text, (Sentence(0, len(text), array("H", (5, 6))),))
     return Record(key, image or png(), "png", (told,), meta or {})
 
 

@@ -6,7 +6,7 @@ import copy
 import random
 from collections.abc import Callable, Mapping, Sequence
 
-from longclip.types import Caption, Text, UserError
+from longclip.types import Caption, Ids, Text, UserError
 
 from .policies import Policy
 
@@ -30,14 +30,14 @@ class Groups:
         self._policies = dict(groups)
         self._seed = seed
         self._shuffle = shuffle
-        self._read: Callable[[str], tuple[int, ...]] | None = None
+        self._read: Callable[[str], Ids] | None = None
         self.slots: dict[str, slice] = {}
         self.count = 0
         for name, policy in groups.items():
             self.slots[name] = slice(self.count, self.count + policy.count)
             self.count += policy.count
 
-    def reading(self, read: Callable[[str], tuple[int, ...]]) -> Groups:
+    def reading(self, read: Callable[[str], Ids]) -> Groups:
         """The same groups, with ids for texts that policies write themselves; `read` is `Tokenizer.ids`."""
         other = copy.copy(self)
         other._read = read

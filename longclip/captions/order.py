@@ -7,6 +7,7 @@ that `Whole` shows; none where it has too few sentences to be disturbed.
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -67,7 +68,8 @@ class Preceded:
 
     def __call__(self, captions: Sequence[Caption], rng: random.Random, progress: float = 0.0) -> list[Text]:
         sentences = _sentences(captions, self.source)
-        return [Text((*self.filler, *ids(sentences)))] if sentences else []
+        whole = ids(sentences)
+        return [Text(array(whole.typecode, self.filler) + whole)] if sentences else []
 
 
 @dataclass(frozen=True)

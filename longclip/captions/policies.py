@@ -6,12 +6,12 @@ In: the captions of one image, a seeded source of randomness. Out: at most `coun
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import ClassVar, Protocol
 
-from longclip.types import Caption, Sentence, Text, UserError
+from longclip.types import NO_IDS, Caption, Ids, Sentence, Text, UserError
 
 Sources = str | Sequence[str] | None
 """Which captions a policy looks at: one source, several, or None for all of an image's."""
@@ -96,11 +96,11 @@ class Sentences:
         at_least("Sentences.merge", self.merge, 1)
 
     def __call__(self, captions: Sequence[Caption], rng: random.Random, progress: float = 0.0) -> list[Text]:
-        pool: dict[tuple[int, ...], Text] = {}
+        pool: dict[bytes, Text] = {}
         for caption in admitted(captions, self.source):
             for start in range(len(caption.sentences)):
                 merged = text(caption.sentences[start : start + self.merge])
-                pool.setdefault(merged.ids, merged)
+                pool.setdefault(merged.ids.tobytes(), merged)
         return rng.sample(list(pool.values()), min(self.count, len(pool)))
 
 
@@ -124,7 +124,7 @@ class Merged:
     def __call__(self, captions: Sequence[Caption], rng: random.Random, progress: float = 0.0) -> list[Text]:
         of = [caption for caption in admitted(captions, self.source) for _ in caption.sentences]
         pool = [s for caption in admitted(captions, self.source) for s in caption.sentences]
-        drawn: dict[tuple[int, ...], Text] = {}
+        drawn: dict[bytes, Text] = {}
         for _ in range(self.count if pool else 0):
             n = rng.randint(1, self.most)
             if rng.random() < 0.5:
@@ -133,7 +133,7 @@ class Merged:
                 merged = text(row[start : start + n])
             else:
                 merged = text(rng.sample(pool, min(n, len(pool))))
-            drawn.setdefault(merged.ids, merged)
+            drawn.setdefault(merged.ids.tobytes(), merged)
         return list(drawn.values())
 
 
@@ -162,7 +162,7 @@ class Debias:
         pool = chosen[0].sentences[1:] or chosen[0].sentences
         drawn = ids(rng.sample(pool, rng.randint(1, len(pool))))
         padding = max(0, self.context_length - SPECIALS - len(drawn))
-        return [Text((self.pad_id,) * rng.randint(0, padding) + drawn)]
+        return [Text(array(drawn.typecode, [self.pad_id]) * rng.randint(0, padding) + drawn)]
 
 
 @dataclass(frozen=True)
@@ -186,8 +186,14 @@ def admitted(captions: Sequence[Caption], source: Sources) -> Sequence[Caption]:
     return [caption for caption in captions if caption.source in names]
 
 
-def ids(sentences: Iterable[Sentence]) -> tuple[int, ...]:
-    return tuple(chain.from_iterable(sentence.ids for sentence in sentences))
+def ids(sentences: Iterable[Sentence]) -> Ids:
+    whole: Ids | None = None
+    for sentence in sentences:
+        if whole is None:
+            whole = sentence.ids[:]
+        else:
+            whole += sentence.ids
+    return NO_IDS if whole is None else whole
 
 
 def text(sentences: Sequence[Sentence]) -> Text:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from ..captions import Groups, tokenise
 from ..tokens import Tokenizer
-from ..types import Batch, Caption, Record, Sample
+from ..types import NO_IDS, Batch, Caption, Record, Sample
 from .images import EvalTransform
 from .loading import Located, collate, framed, pixels
 
@@ -90,5 +90,5 @@ class Retokenised:
         return self.data.shard(index)
 
     def _anew(self, caption: Caption) -> Caption:
-        bare = caption._replace(sentences=tuple(s._replace(ids=()) for s in caption.sentences))
+        bare = caption._replace(sentences=tuple(s._replace(ids=NO_IDS) for s in caption.sentences))
         return tokenise(bare, self.tokenizer)

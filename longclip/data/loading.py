@@ -22,7 +22,7 @@ from torch.utils.data import default_collate
 from ..captions import Groups
 from ..curriculum import Curriculum
 from ..tokens import Tokenizer, pack
-from ..types import Batch, Record, Sample, Skip, Text, UserError
+from ..types import NO_IDS, Batch, Record, Sample, Skip, Text, UserError
 from .corpus import Corpus
 from .faults import Damaged, Ledger, Reason
 from .images import Augment, EvalTransform, decode, inside
@@ -81,6 +81,11 @@ def view(image_CHW: Tensor, transform: EvalTransform, augment: Augment | None, w
     return augment(image_CHW, transform.size, random.Random(words), transform.interpolation)
 
 
+def draw(words: str) -> int:
+    """A number that `words` seed, another one than what they decide about the view."""
+    return random.Random(f"{words}/draw").getrandbits(62)
+
+
 def framed(
     texts: tuple[Text | None, ...],
     image_CHW: Tensor,
@@ -116,6 +121,7 @@ def collate(samples: Sequence[Sample], tokenizer: Tokenizer, limit: int | None =
         columns=columns,
         boxes_BK4=_boxes([sample.texts for sample in samples]),
         weights_BK=_weights([sample.texts for sample in samples]),
+        draws_B=torch.tensor([sample.draw for sample in samples]),
     )
 
 
@@ -171,7 +177,7 @@ class Samples(torch.utils.data.Dataset[Sample]):
         seen = self.transform, self.augment, f"{self.plan.seed}/{epoch}/{record.key}"
         texts = self.groups.show(record.captions, record.key, epoch, min(1.0, position / self.plan.samples))
         texts = framed(texts, image_CHW, *seen)
-        return Sample(record.key, view(image_CHW, *seen), texts, self.data.columns(index))
+        return Sample(record.key, view(image_CHW, *seen), texts, self.data.columns(index), draw(seen[-1]))
 
     def or_other(self, position: int, skips: list[Skip]) -> Sample:
         """The sample of a position or, where it is damaged, the next good one of a fixed row of others.
@@ -227,7 +233,7 @@ def blank(
 ) -> Batch:
     """A batch of black images without words: nothing to learn from, but of the right shape."""
     image_CHW = torch.zeros(3, size, size, dtype=torch.uint8)
-    return collate([Sample("", image_CHW, (Text(()),) * slots, columns or {})] * count, tokenizer)
+    return collate([Sample("", image_CHW, (Text(NO_IDS),) * slots, columns or {})] * count, tokenizer)
 
 
 class Loader(torch.utils.data.DataLoader[Batch]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Iterator
 
 import numpy as np
@@ -36,5 +37,5 @@ def _sentences(chance: random.Random) -> Iterator[Sentence]:
     left, start = max(20, round(chance.gauss(140, 40))), 0
     while left > 0:
         words = min(max(5, round(chance.gauss(20, 8))), left)
-        yield Sentence(start, start + 2 * words, (WORD,) * words)
+        yield Sentence(start, start + 2 * words, array("H", [WORD]) * words)
         left, start = left - words, start + 2 * words

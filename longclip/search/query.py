@@ -19,7 +19,7 @@ from .. import sentences
 from ..captions.policies import ids
 from ..data.images import EvalTransform
 from ..towers.clip import DualTower
-from ..types import Text, UserError
+from ..types import Ids, Text, UserError
 from .index import Index
 
 WINDOW = 77  # tokens that CLIP reads, start and end included
@@ -101,7 +101,7 @@ class Searcher:
             for at, number in enumerate(best)
         ]
 
-    def _scores(self, texts: Sequence[tuple[int, ...]]) -> Tensor:
+    def _scores(self, texts: Sequence[Ids]) -> Tensor:
         """Cosines of every text with every picture, [texts, N], on the host."""
         text_SE = self.tower.encode_ids([Text(one) for one in texts]).cpu()
         return text_SE @ self._image_EN

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from array import array
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,7 +20,7 @@ from longclip.data.sidecars.writer import write_sidecar
 from longclip.data.tars.dataset import Dataset
 from longclip.data.tars.shards import write
 from longclip.tokens import Tokenizer
-from longclip.types import Record, UserError
+from longclip.types import Ids, Record, UserError
 
 COUNT = 40
 TEXT = "A red ball lies here. It is round."
@@ -124,12 +125,12 @@ def test_another_tokenizer_makes_the_ids_anew(tmp_path: Path, tokenizer: Tokeniz
     class Other(Tokenizer):
         name_hash = "other"  # type: ignore[assignment]
 
-        def ids(self, cleaned: str) -> tuple[int, ...]:
-            return (len(cleaned),)
+        def ids(self, cleaned: str) -> Ids:
+            return array("H", [len(cleaned)])
 
     found = Store(store(tmp_path, tokenizer))
     (caption,) = found.captions("vecap", 0, Other(open_clip.get_tokenizer("ViT-B-16"), 77))
-    assert all(s.ids == (s.end - s.start,) for s in caption.sentences)
+    assert all(s.ids.tolist() == [s.end - s.start] for s in caption.sentences)
 
 
 def test_a_hash_that_merely_collides_is_a_missing_key() -> None:

@@ -24,7 +24,7 @@ class Colours(torch.nn.Module):
         super().__init__()
         self.anything = torch.nn.Parameter(torch.zeros(1))
         self.tokenizer = Tokenizer(open_clip.get_tokenizer("ViT-B-16"), 77)
-        self.named = {self.tokenizer.ids(name): place for place, name in enumerate(RGB)}
+        self.named = {tuple(self.tokenizer.ids(name)): place for place, name in enumerate(RGB)}
 
     def forward(self, batch, slots, needs):
         image_BE = F.normalize(batch.pixels_BCHW.double().mean((2, 3)), dim=-1)

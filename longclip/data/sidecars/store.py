@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...tokens import Tokenizer
+from ...tokens import Tokenizer, stored
 from ...types import Caption, Sentence, UserError
 
 VERSION = 1
@@ -101,10 +101,7 @@ class Store:
         """
         trusted = tokenizer is None or tokenizer.name_hash == self.tokenizer
         try:
-            found = captions_of(self._bytes(name, row), name, None if trusted else tokenizer)
-            ids = [token for caption in found for sentence in caption.sentences for token in sentence.ids]
-            if tokenizer and max(ids, default=0) >= tokenizer.vocab_size:
-                raise ValueError(f"id {max(ids)} of {tokenizer.vocab_size}")
+            found = captions_of(self._bytes(name, row), name, tokenizer, trusted)
         except (ValueError, TypeError, RecursionError) as error:
             path = self.directory / f"{name}.bin"
             raise UserError(
@@ -163,22 +160,25 @@ def find(known: Digests, wanted: Digests) -> NDArray[np.int32]:
     return np.where((known[places] == wanted).all(axis=1), places, -1).astype(np.int32)
 
 
-def captions_of(row: bytes, source: str, tokenizer: Tokenizer | None) -> list[Caption]:
+def captions_of(row: bytes, source: str, tokenizer: Tokenizer | None, trusted: bool = True) -> list[Caption]:
     """A row of captions: JSON [[text, sentence spans, ids of each sentence, score], ...], NUL, ids as uint16.
 
-    With a tokenizer the ids are made anew from the spans.
+    Where they are not trusted, the tokenizer makes the ids anew from the spans.
     """
     described, _, ids = row.partition(b"\0")
-    left = np.frombuffer(ids, "<u2").tolist()
     captions = []
-    for text, spans, counts, score in json.loads(described or b"[]"):
+    rows = json.loads(described or b"[]")
+    every = [count for _, _, counts, _ in rows for count in counts]
+    known = iter(stored(ids, every, tokenizer if trusted else None))
+    for text, spans, counts, score in rows:
         if not isinstance(text, str) or not isinstance(score, float | int | None):
             raise ValueError("a caption is no text, or its score no number")
         sentences = []
-        for (start, end), count in zip(spans, counts, strict=True):
-            made = tokenizer.ids(text[start:end]) if tokenizer else tuple(left[:count])
+        for (start, end), _ in zip(spans, counts, strict=True):
+            made = next(known)
+            if tokenizer and not trusted:
+                made = tokenizer.ids(text[start:end])
             sentences.append(Sentence(start, end, made))
-            del left[:count]
         captions.append(Caption(source, text, tuple(sentences), score))
     return captions
 

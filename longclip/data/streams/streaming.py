@@ -204,7 +204,7 @@ class Streamed(torch.utils.data.IterableDataset[Batch]):
         seen = transform, self.view.augment, f"{self.plan.seed}/{epoch}/{found.key}"
         texts = self.view.groups.show(captions, found.key, epoch, progress)
         texts = loading.framed(texts, image_CHW, *seen)
-        return Sample(found.key, loading.view(image_CHW, *seen), texts)
+        return Sample(found.key, loading.view(image_CHW, *seen), texts, draw=loading.draw(seen[-1]))
 
 
 def _tars(url: str) -> list[str]:

@@ -29,7 +29,6 @@ from .storage import Storage, join, local_path
 log = logging.getLogger(__name__)
 
 OPEN_FILES = 128  # file descriptors that one process keeps
-ANY_ID = 2**16
 
 
 class Dataset:
@@ -52,7 +51,6 @@ class Dataset:
         self.local = local_path(self.url)
         self._catalog = open_catalog(self.url, self.storage)
         wanted = tokenizer.name_hash if tokenizer else None
-        self._ids_below = tokenizer.vocab_size if tokenizer else ANY_ID
         self._trusted = [wanted in (None, made_with) for made_with in self._catalog.tokenizers]
         self._files: OrderedDict[int, int] = OrderedDict()
         if self.local is None and not self.storage.cache:
@@ -80,9 +78,7 @@ class Dataset:
         assert 0 <= index < len(self), f"record {index} of {len(self)}"
         shard, place = self._catalog.place(index)
         try:
-            return parse(
-                self._block(shard, index), self._tokenise, self._ids_below if self._trusted[shard] else 0
-            )
+            return parse(self._block(shard, index), self.tokenizer, self._trusted[shard])
         except Damaged as error:
             raise Damaged(
                 f"sample {place} of {self.shard(index)} is damaged ({error}); make or copy this shard again",
@@ -128,9 +124,6 @@ class Dataset:
                 f"{self._address(shard)} was there at the start and cannot be read now ({error.strerror}); "
                 "bring it back, then go on with resume=auto"
             ) from error
-
-    def _tokenise(self, text: str) -> tuple[int, ...]:
-        return self.tokenizer.ids(text) if self.tokenizer else ()
 
     def _file(self, shard: int) -> int:
         """A file descriptor of a shard. `pread` has no cursor, so forked workers may inherit it."""

@@ -7,25 +7,22 @@ Members are data: only the four known extensions are looked at, and nothing is e
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from itertools import chain, islice
 from typing import Any
 
-from ...tokens import stored
-from ...types import Caption, Record, Sentence
+from ...tokens import Tokenizer, stored
+from ...types import NO_IDS, Caption, Ids, Record, Sentence
 from ..faults import Damaged, Reason
 from .encoding import IMAGES
 
-Tokenise = Callable[[str], tuple[int, ...]]
 
-
-def parse(block: bytes, tokenise: Tokenise, ids_below: int) -> Record:
+def parse(block: bytes, tokenizer: Tokenizer | None, trusted: bool) -> Record:
     """The record of a sample's bytes.
 
     Args:
         block: whole members, headers included.
-        tokenise: gives a sentence its ids where the sample's own are not used.
-        ids_below: the stored ids are used if this is above 0; they must be smaller than it.
+        tokenizer: gives a sentence its ids where the sample's own are not used.
+        trusted: whether its own are used where it has some; then they must be of the tokenizer's vocabulary.
 
     Raises:
         Damaged: the text is what is wrong, without a place.
@@ -38,9 +35,9 @@ def parse(block: bytes, tokenise: Tokenise, ids_below: int) -> Record:
     if extension is None or "json" not in members:
         lost = "image" if extension is None else "json"
         raise Damaged(f"sample {key!r} has no {lost} among its members {sorted(members)}", Reason.MEMBER)
-    ids = members.get("ids") if ids_below else None
+    ids = members.get("ids") if trusted else None
     try:
-        captions, meta = _described(members["json"], ids, tokenise, ids_below)
+        captions, meta = _described(members["json"], ids, tokenizer)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         what = f"{type(error).__name__}: {error!s:.80}"
         raise Damaged(f"the json of sample {key!r} is not what shards hold ({what})", Reason.JSON) from error
@@ -76,11 +73,11 @@ def split(block: bytes) -> tuple[str, dict[str, bytes]]:
 
 
 def _described(
-    raw: bytes, raw_ids: bytes | None, tokenise: Tokenise, ids_below: int
+    raw: bytes, raw_ids: bytes | None, tokenizer: Tokenizer | None
 ) -> tuple[tuple[Caption, ...], dict[str, object]]:
     described = json.loads(raw)
     counts = chain.from_iterable(item["counts"] for item in described["captions"])
-    known = None if raw_ids is None else iter(stored(raw_ids, counts, ids_below))
+    known = None if raw_ids is None else iter(stored(raw_ids, counts, tokenizer))
     captions = []
     for item in described["captions"]:
         text, spans = item["text"], [(start, end) for start, end in item["sentences"]]
@@ -89,7 +86,7 @@ def _described(
         if not all(0 <= start < end <= len(text) for start, end in spans):
             raise ValueError("a sentence lies outside of its caption")
         if known is None:
-            sentence_ids = [tokenise(text[start:end]) for start, end in spans]
+            sentence_ids = [tokenizer.ids(text[a:b]) if tokenizer else NO_IDS for a, b in spans]
         else:
             sentence_ids = list(islice(known, len(item["counts"])))
         captions.append(_caption(item, spans, sentence_ids))
@@ -98,9 +95,7 @@ def _described(
     return tuple(captions), described["meta"]
 
 
-def _caption(
-    item: dict[str, Any], spans: list[tuple[int, int]], sentence_ids: list[tuple[int, ...]]
-) -> Caption:
+def _caption(item: dict[str, Any], spans: list[tuple[int, int]], sentence_ids: list[Ids]) -> Caption:
     if not (isinstance(item["text"], str) and isinstance(item["source"], str)):
         raise TypeError("text or source is no text")
     boxes = item.get("boxes") or [None] * len(spans)
