@@ -7,6 +7,7 @@ from torch.nn.functional import normalize
 
 from longclip import dist
 from longclip.objectives import Contrastive, Grouping, PrimaryComponents, Sigmoid, Term, TextConditioned
+from longclip.objectives.beta import Beta
 from longclip.objectives.contrastive import info_nce
 from longclip.objectives.sigmoid import pairwise_sigmoid
 from longclip.types import Embeddings, Words
@@ -23,17 +24,24 @@ def terms() -> dict[str, Term]:
         "hard": Contrastive("sub", label_smoothing=0.1, margin=0.5),
         "components": PrimaryComponents("raw", k=3, label_smoothing=0.1),
         "explained": PrimaryComponents("sub", explained=0.8, renormalise=True),
+        "himo": PrimaryComponents("sub", of="texts", explained=0.8, label_smoothing=0.1),
         "grouping": Grouping("sub"),
         "within": Grouping("sub", threshold=0.3, negatives="image"),
         "sigmoid": Sigmoid("sub"),
         "conditioned": TextConditioned("sub", heads=4),
+        "beta": Beta("raw", "sub", heads=4),
+        "beta_logistic": Beta("sub", form="logistic", heads=4),
     }
     for term in made.values():
         term.build(WIDTH)
     return made
 
 
-READS = {Grouping: {"text", "patches"}, TextConditioned: {"text", "patches", "image"}}
+READS = {
+    Grouping: {"text", "patches"},
+    Beta: {"text", "patches"},
+    TextConditioned: {"text", "patches", "image"},
+}
 """What a term's gradient reaches where that is not images and texts."""
 
 

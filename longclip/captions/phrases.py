@@ -1,8 +1,8 @@
 """Sentences and phrases of a caption, beside the whole: the granularities of beta-CLIP.
 
 In: the captions of one image. Out: some sentences and some phrases of the one that `Whole` shows. Phrases
-are cut by rule, at punctuation and at words that only join others; no parser, so nothing to install and a few
-microseconds a caption.
+are cut by rule, in English, at punctuation and at words that only join others: no parser to install, and
+about ten microseconds a sentence.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from longclip.types import Caption, Text
 
 from .policies import Sources, admitted, at_least, text
 
-_JOINS = """
+_JOINS = frozenset(
+    """
     about above across after against along among amid and around as at before behind below beneath beside
     besides between beyond but by during for from in inside into like near nor of off on onto or out outside
     over past per since so than through throughout to toward towards under underneath until up upon via while
@@ -25,11 +26,12 @@ _JOINS = """
     is are was were be been being am has have had do does did can could may might must shall should will would
     appears seems sits sit stands stand lies lie shows show features contains includes
     next left right front back top bottom side
-""".split()  # noqa: SIM905
-"""Prepositions, conjunctions, pronouns, auxiliaries and what descriptions use like them."""
+    """.split()  # noqa: SIM905
+)
+"""Prepositions, conjunctions, pronouns, auxiliaries, and what descriptions use like them."""
 
-_CUT = re.compile(rf"[^\w\s'’-]+|\b(?:{'|'.join(_JOINS)})\b", re.IGNORECASE)
-_ARTICLE = re.compile(r"^(?:an?|the|some|each|every|both)\s+", re.IGNORECASE)
+_ARTICLES = frozenset({"a", "an", "the", "some", "each", "every", "both"})
+_TOKEN = re.compile(r"\w[\w'’-]*|[^\w\s]")
 
 
 def phrases(sentence: str) -> Iterator[str]:
@@ -38,10 +40,14 @@ def phrases(sentence: str) -> Iterator[str]:
     >>> list(phrases("A small red kite flies above the old stone bridge, which is very long."))
     ['A small red kite flies', 'the old stone bridge', 'very long']
     """
-    for piece in _CUT.split(sentence):
-        phrase = " ".join(piece.split())
-        if " " in _ARTICLE.sub("", phrase):
-            yield phrase
+    run: list[str] = []
+    for token in [*_TOKEN.findall(sentence), "."]:
+        if token.lower() not in _JOINS and (token[0].isalnum() or token[0] == "_"):
+            run.append(token)
+            continue
+        if len(run) - (bool(run) and run[0].lower() in _ARTICLES) > 1:
+            yield " ".join(run)
+        run = []
 
 
 @dataclass(frozen=True)

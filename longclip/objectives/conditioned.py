@@ -18,10 +18,10 @@ from torch.nn.functional import logsigmoid, normalize
 
 from longclip import dist
 from longclip.objectives.imagewise import imagewise
-from longclip.objectives.pooling import PoolingHead, Weights, pool
+from longclip.objectives.pooling import PoolingHead, Weights, check_heads, pool
 from longclip.objectives.sigmoid import pairwise_sigmoid
 from longclip.objectives.term import Loss, Term
-from longclip.types import Embeddings, UserError
+from longclip.types import Embeddings
 
 CPU_PAIRS = 4096
 """Pairs in one tile; each has about eight vectors of width E while it is worked on."""
@@ -134,11 +134,7 @@ class TextConditioned(Term):
 
     def build(self, width: int) -> None:
         """Raises UserError where the heads do not divide the width."""
-        if self.heads < 1 or width % self.heads:
-            raise UserError(
-                f"The pooling head has {self.heads} heads, which do not divide the {width} values of this "
-                "model's embeddings. Set the term's heads to a divisor of that, such as 8."
-            )
+        check_heads(self.heads, width)
         self.head = PoolingHead(width, self.heads)
 
     def forward(self, embeddings: Embeddings) -> Loss:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear, pad, scaled_dot_product_attention
 
+from longclip.types import UserError
+
 
 class Weights(NamedTuple):
     """What `pool` needs of a PoolingHead: two layer norms, two projections in, one out."""
@@ -29,14 +31,15 @@ class Weights(NamedTuple):
     out_E: Tensor
 
 
-def pool(query_BJE: Tensor, patches_BPE: Tensor, weights: Weights, heads: int) -> Tensor:
+def pool(query_BJE: Tensor, patches_BPE: Tensor, weights: Weights, heads: int, empty: bool = True) -> Tensor:
     """What each caption finds among the patches of the image it meets, [B, J, E].
 
         k_p = W_k LN(p) + b_k;  v_p = W_v LN(p) + b_v;  k_0 = v_0 = 0
         v_h = sum_p softmax_p(q_h . k_hp / sqrt(d)) v_hp;  out = W_o concat(v_1 .. v_H) + b_o
 
     FLAIR, Xiao et al. 2025, section 3.2: one multi-head cross-attention without residual or MLP, with an
-    empty slot (k_0, v_0) for the caption that finds nothing. query_BJE: `PoolingHead.queries`.
+    empty slot (k_0, v_0) for the caption that finds nothing. query_BJE: `PoolingHead.queries`. empty: False
+    leaves that slot out, where captions only meet images that they are about.
     """
     w, shape = weights, patches_BPE.shape[-1:]
     # In the precision that the patches come in, whatever autocast is around; casts are not cached, since
@@ -48,7 +51,7 @@ def pool(query_BJE: Tensor, patches_BPE: Tensor, weights: Weights, heads: int) -
         value_BPE = linear(
             layer_norm(patches_BPE, shape, w.value_gain_E, w.value_shift_E), w.value_EE, w.value_E
         )
-        slot = (0, 0, 0, 1)  # one more row below the patches
+        slot = (0, 0, 0, int(empty))  # one more row below the patches
         query_BHJd, key_BHPd, value_BHPd = (
             x.unflatten(-1, (heads, -1)).transpose(1, 2)
             for x in (query_BJE, pad(key_BPE, slot), pad(value_BPE, slot))
@@ -78,3 +81,12 @@ class PoolingHead(nn.Module):
         key, value, out = self.key_norm, self.value_norm, self.attention.out_proj
         norms = (key.weight, key.bias, value.weight, value.bias)
         return Weights(*norms, key_EE, key_E, value_EE, value_E, out.weight, out.bias)
+
+
+def check_heads(heads: int, width: int) -> None:
+    """Raise UserError where the heads do not divide the width."""
+    if heads < 1 or width % heads:
+        raise UserError(
+            f"The pooling head has {heads} heads, which do not divide the {width} values of this model's "
+            "embeddings. Set the term's heads to a divisor of that, such as 8."
+        )

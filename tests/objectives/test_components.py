@@ -114,3 +114,39 @@ def test_a_choice_that_makes_no_sense_is_refused(choice):
 def test_a_batch_of_one_is_refused(embed):
     with pytest.raises(UserError, match="global batch holds 1"):
         PrimaryComponents("sub", k=4)(embed(images=1))
+
+
+def test_absent_rows_change_nothing_and_project_to_the_mean():
+    x, present = features(12, 16), torch.rand(12, generator=torch.Generator().manual_seed(1)) < 0.7
+    poisoned = torch.where(present[:, None], x, 1e3).requires_grad_()
+    got, want = principal(poisoned, explained=0.8, present_N=present), principal(x[present], explained=0.8)
+    torch.testing.assert_close(got.projected_NE[present], want.projected_NE)
+    torch.testing.assert_close(
+        got.projected_NE[~present], x[present].mean(0).expand(int((~present).sum()), -1)
+    )
+    assert (got.kept, got.explained) == (want.kept, want.explained)
+    got.projected_NE.square().sum().backward()
+    assert poisoned.grad[~present].abs().max() == 0
+
+
+def test_himo_contrasts_images_with_projected_captions(embed):
+    """Against an SVD of the captions that exist, in float64, gradient too: the projector is a constant."""
+    e = embed(images=9)
+    image, text = (x.detach().requires_grad_() for x in (e.image_BE, e.text_BKE))
+    e = dataclasses.replace(e, image_BE=image, text_BKE=text)
+    got = PrimaryComponents("sub", of="texts", explained=0.8, label_smoothing=0.1)(e)
+    there = text[e.mask_BK]
+    s, vt = svd(there)
+    m = int(((s**2).cumsum(0) / (s**2).sum() < 0.8).sum()) + 1
+    projector = (vt[:m].T @ vt[:m]).float()
+    projected = (text - there.mean(0)) @ projector + there.mean(0)
+    want = Contrastive("sub", label_smoothing=0.1)(dataclasses.replace(e, text_BKE=projected))
+    torch.testing.assert_close(got.value, want.value)
+    assert got.measures["kept"] == m
+    grads = [torch.autograd.grad(loss.value, (image, text)) for loss in (got, want)]
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-6)
+
+
+def test_a_side_that_does_not_exist_is_refused():
+    with pytest.raises(UserError, match=r'of "both", but knows images and texts'):
+        PrimaryComponents("sub", of="both", k=4)
