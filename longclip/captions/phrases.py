@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from longclip.types import Caption, Text
+from longclip.types import NO_IDS, Caption, Text
 
 from .policies import Sources, admitted, at_least, text
 
@@ -83,7 +83,7 @@ class Parts:
         sentences = list(said.values()) if len(said) > 1 else []
         return [
             *rng.sample(sentences, min(self.sentences, len(sentences))),
-            *(Text((), words=one) for one in rng.sample(shorter, min(self.phrases, len(shorter)))),
+            *(Text(NO_IDS, words=one) for one in rng.sample(shorter, min(self.phrases, len(shorter)))),
         ]
 
 
