@@ -39,7 +39,7 @@ class Pretence:
     def __init__(self, module: LongClip, lengths_BK: NDArray[np.int32], precision: str) -> None:
         self.module, self.tower, self.lengths_BK = module, module.tower.train(), lengths_BK
         self.precision, self.patches = precision, "patches" in module.needs
-        self.words = "words" in module.needs
+        self.words, self.masked = "words" in module.needs, "masked" in module.needs
         self.size = int(np.max(self.tower.preprocess_cfg["size"]))
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         with self.fake:
@@ -62,7 +62,7 @@ class Pretence:
         tokens_B = self.lengths_BK.sum(1)
         typical_BK = self.lengths_BK[np.argsort(abs(tokens_B - tokens_B.mean()), kind="stable")[:IMAGES]]
         more = float(tokens_B.mean() / typical_BK.sum(1).mean())
-        image = line(lambda images: self._counted(lambda: self._images(images)), IMAGES)
+        image = line(lambda images: self._counted(lambda: list(self._images(images).values())), IMAGES)
         text = line(
             lambda images: self._counted(
                 lambda: self._texts(np.resize(typical_BK, (images, typical_BK.shape[1])))
@@ -83,7 +83,8 @@ class Pretence:
         counts = Counts(
             counts.forward * more**2, counts.flops * more**2, counts.saved * more, counts.peak * more
         )
-        leaves = [found.image_BE, found.text_BKE, found.patches_BPE, found.words and found.words.states_TE]
+        leaves = [found.image_BE, found.text_BKE, found.patches_BPE, found.masked_BE]
+        leaves.append(found.words and found.words.states_TE)
         return counts, round(more * sum(_bytes(leaf) for leaf in leaves if leaf is not None))
 
     def _counted(self, forward: Callable[[], list[Tensor]]) -> Counts:
@@ -93,10 +94,17 @@ class Pretence:
         self.tower.zero_grad(set_to_none=True)
         return counts._replace(peak=counts.peak - grown)
 
-    def _images(self, images: int) -> list[Tensor]:
+    def _images(self, images: int) -> dict[str, Tensor]:
+        """What terms read of the image tower, by its name in `Embeddings`."""
         with self._autocast():
-            found = self.tower.embed_images(self._pixels(images), self.patches)
-            return [x for x in found if x is not None]
+            image_BE, patches_BPE = self.tower.embed_images(self._pixels(images), self.patches)
+            found = {"image_BE": image_BE}
+            if patches_BPE is not None:
+                found["patches_BPE"] = patches_BPE
+            if self.masked:
+                draws_B = torch.zeros(images, dtype=torch.int64)
+                found["masked_BE"] = self.tower.embed_masked(self._pixels(images), draws_B)
+            return found
 
     def _pixels(self, images: int) -> Tensor:
         return torch.empty(images, 3, self.size, self.size, dtype=torch.uint8)
@@ -111,17 +119,21 @@ class Pretence:
         """Leaves of the shapes that the towers give, with a gradient where the towers have one."""
         lengths_BK = np.resize(self.lengths_BK, (images, self.lengths_BK.shape[1]))
         with self.fake:
-            image, *patches = (_leaf(x, images) for x in self._images(IMAGES))
+            seen = {name: _leaf(x, images) for name, x in self._images(IMAGES).items()}
+            patches_BPE = seen.get("patches_BPE")
             text, *words = self._texts(lengths_BK[:IMAGES])
             return Embeddings(
-                image_BE=image,
+                image_BE=seen["image_BE"],
                 text_BKE=_leaf(text, images),
                 mask_BK=torch.from_numpy(lengths_BK > 0),
                 slots=self.module.slots,
                 scale=self.tower.backbone.logit_scale.float().exp().squeeze(),
                 gather=lambda x: x.repeat(world, *[1] * (x.ndim - 1)) if world > 1 else x,
-                patches_BPE=patches[0] if patches else None,
-                grid=grid(self.tower.backbone.visual, self._pixels(0), patches[0]) if patches else None,
+                patches_BPE=patches_BPE,
+                masked_BE=seen.get("masked_BE"),
+                grid=None
+                if patches_BPE is None
+                else grid(self.tower.backbone.visual, self._pixels(0), patches_BPE),
                 words=Words(_leaf(words[0], int(lengths_BK.sum())), lengths_BK) if words else None,
             )
 

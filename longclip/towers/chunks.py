@@ -27,16 +27,18 @@ class Chunk(NamedTuple):
     pixels_BCHW: Tensor  # uint8
     tokens_T: Tensor  # int32
     lengths_BK: NDArray[np.int32]
+    draws_B: Tensor  # int64, on the host
 
 
 def chunks(batch: Batch, size: int | None) -> Iterator[Chunk]:
     """`size` images at a time with their captions, in order; the last chunk may be smaller. None: all."""
     images, lengths_BK = len(batch.keys), batch.lengths_BK.numpy()
+    draws_B = torch.zeros(images, dtype=torch.int64) if batch.draws_B is None else batch.draws_B
     ends = [0, *lengths_BK.sum(1).cumsum().tolist()]
     for first in range(0, images, size or images):
         last = min(first + (size or images), images)
         tokens_T = batch.tokens_T[ends[first] : ends[last]]
-        yield Chunk(batch.pixels_BCHW[first:last], tokens_T, lengths_BK[first:last])
+        yield Chunk(batch.pixels_BCHW[first:last], tokens_T, lengths_BK[first:last], draws_B[first:last])
 
 
 def in_backward_again(encode: Callable[..., Any], *args: Any) -> Any:

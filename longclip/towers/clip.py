@@ -21,6 +21,7 @@ from ..tokens import pack
 from ..types import Batch, Embeddings, Text, UserError, Words
 from .attention import Layout
 from .chunks import Chunk, chunks, in_backward_again
+from .glimpse import Glimpse, check_glimpses, encode_glimpse
 from .image import check_patches, encode_patches, grid, take_any_side
 from .lora import Lora, adapt
 from .pooled import pool_alone
@@ -52,15 +53,17 @@ class DualTower(nn.Module):
         backbone: the model and what describes it (`pretrained.build`).
         freeze: which towers are locked.
         lora: matrices of what is not locked learn differences of low rank alone.
+        glimpse: how images with hidden patches look, where a term reads them.
         grad_checkpointing: recompute activations block by block in the backward pass.
         compile: `torch.compile` both encoders (token counts are dynamic).
         scale: initial temperature factor exp(logit_scale); None keeps what the weights bring.
     """
 
-    NEEDS: ClassVar[frozenset[str]] = frozenset({"patches", "words", "start"})
-    """What terms may ask for beyond global features: `Embeddings.patches_BPE`, `.words` and `.start`."""
+    NEEDS: ClassVar[frozenset[str]] = frozenset({"patches", "words", "masked", "start"})
+    """What terms may ask for beyond global features, see `Embeddings`: patches_BPE, words, masked_BE, start."""
 
     backbone: Any  # open_clip's CLIP or CustomTextCLIP
+    hidden_D: Tensor | None
     mean_C11: Tensor
     std_C11: Tensor
 
@@ -72,6 +75,7 @@ class DualTower(nn.Module):
         compile: bool = False,
         scale: float | None = None,
         lora: Lora = Lora(),
+        glimpse: Glimpse = Glimpse(),
     ) -> None:
         super().__init__()
         self.backbone = backbone.model
@@ -84,6 +88,8 @@ class DualTower(nn.Module):
             log.warning("text runs padded to %d tokens: %s", self.context_length, self.padded_because)
         take_any_side(self.backbone.visual)
         pool_alone(self.backbone.visual)
+        self.glimpse = glimpse
+        self.register_parameter("hidden_D", None)  # shown for hidden patches; trained, never exported
         _lock(self.backbone, freeze)
         adapt(self.backbone, lora)
         self.grad_checkpointing = grad_checkpointing
@@ -113,6 +119,10 @@ class DualTower(nn.Module):
         assert needs <= self.NEEDS, f"towers give {sorted(self.NEEDS)}, a term asks for {sorted(needs)}"
         if "patches" in needs:
             check_patches(self.backbone.visual)
+        if "masked" in needs:
+            check_glimpses(self.backbone.visual, self.glimpse)
+            if self.glimpse.replace and self.hidden_D is None:
+                self.hidden_D = nn.Parameter(torch.zeros(self.backbone.visual.conv1.out_channels))
         if "words" in needs and self.padded_because:
             raise UserError(
                 "a term of this recipe reads every token of a caption, which this text tower does not give: "
@@ -207,6 +217,11 @@ class DualTower(nn.Module):
         scale = self.backbone.logit_scale
         # Images and texts in turns of their own: the activations of one tower at a time.
         images = [run(self.embed_images, part.pixels_BCHW, "patches" in needs, scale) for part in parts]
+        masked = [
+            run(self.embed_masked, part.pixels_BCHW, part.draws_B, scale)
+            for part in parts
+            if "masked" in needs
+        ]
         texts = [run(self.embed_texts, part.tokens_T, part.lengths_BK, "words" in needs) for part in parts]
         lengths_BK = np.concatenate([part.lengths_BK for part in parts])
         image_BE = _side_by_side([image for image, _ in images])
@@ -220,6 +235,7 @@ class DualTower(nn.Module):
             scale=scale.float().exp().squeeze(),  # [1] in some open_clip models
             gather=Gather(),
             patches_BPE=_side_by_side(patches) if patches else None,
+            masked_BE=_side_by_side(masked) if masked else None,
             grid=grid(self.backbone.visual, parts[0].pixels_BCHW, patches[0]) if patches else None,
             words=Words(_side_by_side(words), lengths_BK) if words else None,
         )
@@ -235,6 +251,14 @@ class DualTower(nn.Module):
             return self.encode_image(pixels_BCHW), None
         image_BE, patches_BPE = encode_patches(self.backbone.visual, self.normalise(pixels_BCHW))
         return F.normalize(image_BE.float(), dim=-1), patches_BPE
+
+    def embed_masked(self, pixels_BCHW: Tensor, draws_B: Tensor, near: Tensor | None = None) -> Tensor:
+        """masked_BE: the images with patches hidden as their draws say. `near`: see `embed_images`."""
+        pixels_BCHW = self.normalise(pixels_BCHW)
+        masked_BE = encode_glimpse(
+            self.backbone.visual, pixels_BCHW, draws_B, self.glimpse.hidden, self.hidden_D
+        )
+        return F.normalize(masked_BE.float(), dim=-1)
 
     def embed_texts(
         self, tokens_T: Tensor, lengths_BK: NDArray[np.int32], words: bool = False

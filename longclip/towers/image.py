@@ -32,16 +32,18 @@ def take_any_side(visual: nn.Module) -> None:
 
 def _tokens(visual: VisionTransformer, pixels_BCHW: Tensor) -> Tensor:
     """open_clip's `_embeds` with positions of the grid that the pixels make: [B, 1 + P, D]."""
-    (height, width), (down, across) = pixels_BCHW.shape[-2:], visual.patch_size
-    grid = (height // down, width // across)
-    if grid == tuple(visual.grid_size):
-        return VisionTransformer._embeds(visual, pixels_BCHW)
-    patches_BPD = visual.conv1(pixels_BCHW).flatten(2).mT
-    class_B1D = visual.class_embedding.to(patches_BPD.dtype).expand(len(patches_BPD), 1, -1)
-    rows_PD = positions(visual.positional_embedding, visual.grid_size, grid)
-    tokens_BPD = torch.cat([class_B1D, patches_BPD], dim=1) + rows_PD.to(patches_BPD.dtype)
-    kept_BPD: Tensor = visual.ln_pre(visual.patch_dropout(tokens_BPD))
+    kept_BPD: Tensor = visual.ln_pre(visual.patch_dropout(placed(visual, visual.conv1(pixels_BCHW))))
     return kept_BPD
+
+
+def placed(visual: VisionTransformer, map_BDHW: Tensor) -> Tensor:
+    """Patches of any grid with their positions, behind the class token: [B, 1 + P, D]."""
+    own, grid = tuple(visual.grid_size), tuple(map_BDHW.shape[-2:])
+    rows_PD = visual.positional_embedding
+    if grid != own:
+        rows_PD = positions(rows_PD, own, grid)
+    class_B1D = visual.class_embedding.to(map_BDHW.dtype).expand(len(map_BDHW), 1, -1)
+    return torch.cat([class_B1D, map_BDHW.flatten(2).mT], dim=1) + rows_PD.to(map_BDHW.dtype)
 
 
 def encode_patches(visual: nn.Module, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
