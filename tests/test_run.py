@@ -36,10 +36,23 @@ def command(folder, *overrides, name="small"):
     return [sys.executable, "train.py", *SMALL, *own, *overrides]
 
 
-def run(arguments, code=0):
-    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == code, done.stdout[-3000:] + done.stderr[-3000:]
-    return done
+def run(arguments, code=0, env=None, timeout=280):
+    """The finished process; one that hangs is asked for the stacks of its threads first."""
+    env = {**(env or os.environ), "PYTHONFAULTHANDLER": "1"}
+    process = subprocess.Popen(
+        arguments, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        stdout, stderr = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)
+        try:
+            stdout, stderr = process.communicate(timeout=20)
+        finally:
+            process.kill()
+        pytest.fail(f"still running after {timeout} s\n{stdout[-3000:]}\n{stderr[-9000:]}")
+    assert process.returncode == code, stdout[-3000:] + stderr[-3000:]
+    return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
 
 
 @pytest.fixture(scope="module")
