@@ -13,10 +13,12 @@ from .mixing import Best, Likely, Mix
 from .order import Moved, Preceded, Prefixes, Shuffled, WithoutFirst
 from .phrases import Parts
 from .policies import All, Debias, First, Merged, Policy, Sentences, Source, Whole
+from .swaps import Contrasted, Swapped
 
 __all__ = [
     "All",
     "Best",
+    "Contrasted",
     "Debias",
     "First",
     "Groups",
@@ -31,6 +33,7 @@ __all__ = [
     "Sentences",
     "Shuffled",
     "Source",
+    "Swapped",
     "Whole",
     "WithoutFirst",
     "parse",

@@ -14,6 +14,9 @@ from .policies import Policy
 class Groups:
     """The caption groups of a recipe, side by side as K slots.
 
+    Groups that are called the same up to a slash ("sub", "sub/wrong") draw alike, so that equal policies in
+    them choose the same texts.
+
     Args:
         groups: a policy by name, in slot order.
         seed: of the run.
@@ -64,12 +67,13 @@ class Groups:
             random.Random(f"{self._seed}/{epoch}/{key}").shuffle(order)
         slots: list[Text | None] = []
         for name, policy in self._policies.items():
-            texts = policy(order, random.Random(f"{self._seed}/{epoch}/{key}/{name}"), progress)
+            draws = random.Random(f"{self._seed}/{epoch}/{key}/{name.partition('/')[0]}")
+            texts = policy(order, draws, progress)
             assert len(texts) <= policy.count, (
                 f"group {name} made {len(texts)} texts for {policy.count} slots"
             )
-            texts = [self._ids(text) for text in texts]
-            if not all(text.ids for text in texts):
+            texts = [text and self._ids(text) for text in texts]
+            if not all(text.ids for text in texts if text is not None):
                 raise UserError(
                     f"Sample {key!r} has a caption without token ids; run captions.tokenise on it."
                 )

@@ -84,7 +84,9 @@ class Mix:
     def count(self) -> int:
         return max(policy.count for policy in self.policies.values())
 
-    def __call__(self, captions: Sequence[Caption], rng: random.Random, progress: float = 0.0) -> list[Text]:
+    def __call__(
+        self, captions: Sequence[Caption], rng: random.Random, progress: float = 0.0
+    ) -> Sequence[Text | None]:
         end = self.start if self.end is None else self.end
         left = {name: (1 - progress) * p + progress * end[name] for name, p in self.start.items()}
         while any(left.values()):

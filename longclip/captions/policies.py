@@ -20,7 +20,7 @@ SPECIALS = 2  # start and end token, as `limit` and `context_length` count them
 
 
 class Policy(Protocol):
-    """Chooses texts: at most `count` of them, in slot order; slots without one are masked.
+    """Chooses texts: at most `count` of them, in slot order, None between them; slots without one are masked.
 
     `progress` is the share of the run that is done, from 0 to 1, for what changes on the way.
     """
@@ -30,7 +30,7 @@ class Policy(Protocol):
 
     def __call__(
         self, captions: Sequence[Caption], rng: random.Random, progress: float = 0.0
-    ) -> list[Text]: ...
+    ) -> Sequence[Text | None]: ...
 
 
 @dataclass(frozen=True)
