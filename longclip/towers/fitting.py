@@ -27,7 +27,13 @@ _OBSOLETE = ("text.transformer.embeddings.position_ids",)
 
 def table_length(tensors: Mapping[str, Tensor]) -> int | None:
     """The context length that the weights were made for; None where they hold no text position table."""
-    return next((tensors[name].shape[0] for name in _TABLES if name in tensors), None)
+    found_LD = table(tensors)
+    return None if found_LD is None else found_LD.shape[0]
+
+
+def table(tensors: Mapping[str, Tensor]) -> Tensor | None:
+    """The text position table of the weights; None where they hold none."""
+    return next((tensors[name] for name in _TABLES if name in tensors), None)
 
 
 def renamed(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import logging
 from typing import Any, NamedTuple
 
 import open_clip
-from torch import nn
+from torch import Tensor, nn
 
 from ..tokens import Tokenizer
 from ..types import UserError
@@ -38,6 +38,7 @@ class Backbone(NamedTuple):
     model_cfg: dict[str, Any]  # open_clip's configuration that describes exactly this model
     preprocess_cfg: dict[str, Any]  # mean, std, interpolation, resize_mode, size
     tokenizer: Tokenizer
+    published_LD: Tensor | None = None  # the weights' own text positions; the model's may be stretched
 
 
 def build(
@@ -75,8 +76,10 @@ def build(
     config = configs.adjusted(config, context_length, image_size, patch_dropout, activation)
     preprocess = _preprocess(source.preprocess_cfg, config)
     model = configs.instantiate(config, preprocess)
+    published_LD = None
     if loaded:
         tensors = fitting.renamed(model, loaded.tensors)
+        published_LD = fitting.table(tensors)
         tensors = fitting.resized_text(model, tensors, positions, keep)
         if image_size is not None:
             tensors = fitting.resized_image(model, tensors)
@@ -86,7 +89,7 @@ def build(
         if loaded is None:
             log.warning("freeze_positions: the first %d positions are random and stay so", keep)
         freeze_head(text_module(model), keep)
-    return Backbone(model, config, preprocess, _tokenizer(architecture, source, config))
+    return Backbone(model, config, preprocess, _tokenizer(architecture, source, config), published_LD)
 
 
 def _config(

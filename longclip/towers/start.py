@@ -1,0 +1,60 @@
+"""The towers as their weights came: frozen, at the context length that those were trained with.
+
+In: a `DualTower` that has not trained yet. Out: a copy that never will, and what it reads of a batch. Its
+text positions are those of the weights and not the stretched ones, its captions end where its context does:
+it answers as the published model would.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..tokens import Tokenizer
+from .chunks import Chunk
+from .positions import text_module
+
+if TYPE_CHECKING:
+    from .clip import DualTower
+
+_TABLE = "positional_embedding"
+
+
+def frozen(tower: DualTower, positions_LD: Tensor | None) -> DualTower:
+    """A copy with the weights of this moment; `positions_LD` as published, None where they are the tower's."""
+    copied = copy.deepcopy(tower).requires_grad_(False).eval()
+    copied.backbone.set_grad_checkpointing(False)
+    if positions_LD is not None:
+        _replace_positions(text_module(copied.backbone), positions_LD)
+        copied.tokenizer.context_length = len(positions_LD)
+    return copied
+
+
+def _replace_positions(text: Any, table_LD: Tensor) -> None:
+    if parametrize.is_parametrized(text, _TABLE):
+        parametrize.remove_parametrizations(text, _TABLE)
+    length, own_LD = len(table_LD), text.positional_embedding
+    text.positional_embedding = nn.Parameter(table_LD.to(own_LD, copy=True), requires_grad=False)
+    if text.attn_mask is not None:
+        text.attn_mask = text.attn_mask[:length, :length]
+
+
+def cut(part: Chunk, tokenizer: Tokenizer) -> Chunk:
+    """What a tower with the context of `tokenizer` reads: longer captions are cut before their end token."""
+    long_X, context = part.lengths_BK.ravel().astype(np.int64), tokenizer.context_length
+    short_X = long_X.clip(max=context)
+    if (short_X == long_X).all():
+        return part
+    place_T = np.arange(short_X.sum()) - np.repeat(short_X.cumsum() - short_X, short_X)
+    ending_T = place_T >= np.repeat(short_X, short_X) - len(tokenizer.suffix)
+    place_T += np.repeat(long_X - short_X, short_X) * ending_T
+    source_T = torch.from_numpy(np.repeat(long_X.cumsum() - long_X, short_X) + place_T)
+    tokens_T = part.tokens_T.index_select(0, source_T.to(part.tokens_T.device, non_blocking=True))
+    return part._replace(
+        tokens_T=tokens_T, lengths_BK=short_X.reshape(part.lengths_BK.shape).astype(np.int32)
+    )
