@@ -17,7 +17,7 @@ import yaml
 from longclip.types import UserError
 
 OWN = Path(__file__).with_name("lexicon.yaml")
-WORD = re.compile(r"[^\W_](?:[\w'’-]*[^\W_])?")
+WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 LONGEST = 4  # words of a phrase such as "small striped red circle"
 
 
@@ -49,7 +49,8 @@ class Lexicon(NamedTuple):
 
     def content(self, sentence: str) -> list[str]:
         """What it says, word by word: no function words, one word for all synonyms, no plural."""
-        return [self.plain(word.low) for word in words(sentence) if not self.is_function(word)]
+        function, plain = self.words["function"], self.plain
+        return [plain(low) for low in WORD.findall(sentence.lower()) if low not in function]
 
     def plain(self, low: str) -> str:
         """The word that stands for a word."""

@@ -1,5 +1,4 @@
-"""One thing about a sentence made wrong: another colour, number, size, relation, or two things in each other's
-place.
+"""One thing about a sentence made wrong: its colour, number, size or relation, or which thing is which.
 
 In: a sentence, a kind of the lexicon, and what all captions of the image say. Out: sentences that read alike
 and that no caption of the image says. A rule cannot see: what captions leave unsaid may be true all the same.
@@ -26,13 +25,10 @@ class Edit(NamedTuple):
 
 
 class Swap(NamedTuple):
-    """A change of a sentence, and what it claims: words that no caption may say in one sentence.
+    """A change of a sentence."""
 
-    None: the new sentence says the words of the old one, so that only their order can tell.
-    """
-
+    kind: str
     edits: tuple[Edit, ...]
-    claim: frozenset[str] | None
 
 
 class Said:
@@ -56,12 +52,11 @@ def swaps(sentence: str, kind: str, lexicon: Lexicon) -> list[Swap]:
     """All changes of one kind, in reading order, whether true or not."""
     if kind == "order":
         return [*_exchanged_attributes(sentence, lexicon), *_exchanged_things(sentence, lexicon)]
-    found = []
-    for match in lexicon.patterns[kind].finditer(sentence):
-        for new in lexicon.others[kind][match[0].lower()]:
-            edit = Edit(match.start(), match.end(), new)
-            found.append(Swap((edit,), _claim(sentence, edit, kind, lexicon)))
-    return found
+    return [
+        Swap(kind, (Edit(match.start(), match.end(), new),))
+        for match in lexicon.patterns[kind].finditer(sentence)
+        for new in lexicon.others[kind][match[0].lower()]
+    ]
 
 
 def swapped(sentence: str, swap: Swap) -> str:
@@ -74,10 +69,17 @@ def swapped(sentence: str, swap: Swap) -> str:
     return sentence
 
 
-def _claim(sentence: str, edit: Edit, kind: str, lexicon: Lexicon) -> frozenset[str]:
-    """Of an attribute: the new word and what it is said of; of a relation: all that is said."""
-    if kind == "relation":
-        return frozenset(lexicon.content(swapped(sentence, Swap((edit,), None))))
+def claim(sentence: str, swap: Swap, lexicon: Lexicon) -> frozenset[str] | None:
+    """What the change has the sentence say: it is true where a caption has all these words in one sentence.
+
+    Of an attribute: the new word and what it is said of; of a relation: all that is said. None: the words are
+    the same, so that only their order can tell.
+    """
+    if swap.kind == "order":
+        return None
+    if swap.kind == "relation":
+        return frozenset(lexicon.content(swapped(sentence, swap)))
+    (edit,) = swap.edits
     about = lexicon.phrase(sentence, edit.end)[-1:]
     return frozenset([lexicon.plain(edit.new), *(lexicon.plain(word.low) for word in about)])
 
@@ -105,7 +107,7 @@ def _exchanged_things(sentence: str, lexicon: Lexicon) -> Iterator[Swap]:
 
 
 def _exchange(one: Word, other: Word) -> Swap:
-    return Swap((Edit(one.start, one.end, other.low), Edit(other.start, other.end, one.low)), None)
+    return Swap("order", (Edit(one.start, one.end, other.low), Edit(other.start, other.end, one.low)))
 
 
 def _apart(between: str, lexicon: Lexicon) -> bool:
@@ -140,5 +142,6 @@ def _after(sentence: str, start: int, lexicon: Lexicon) -> Word | None:
 
 def _is_noun(word: Word, lexicon: Lexicon) -> bool:
     """As far as lists can tell."""
+    verb = word.low.endswith("ed") and word.low not in lexicon.words["nouns"]
     known = word.low in lexicon.canonical or word.low in ("left", "right", "top", "bottom", "front")
-    return lexicon.is_thing(word) and not known
+    return lexicon.is_thing(word) and not verb and not known

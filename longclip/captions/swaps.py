@@ -1,8 +1,8 @@
 """Policies that write negatives: a text with one thing about it made wrong (SVLC, NegCLIP, Count-to-Ten).
 
 In: the captions of one image, a seeded source of randomness. Out: texts that read like those of the image and
-that none of its captions says (`swapping` has the rules, `lexicon.yaml` the words). Slots correspond: where a text
-has too few negatives, their slots are empty.
+that none of its captions says (`swapping` has the rules, `lexicon.yaml` the words). Slots correspond: where a
+text has too few negatives, their slots are empty.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from longclip.types import NO_IDS, Caption, Text, UserError
 
 from .lexicon import Lexicon, load
 from .policies import SPECIALS, Policy, Sources, admitted, at_least, text
-from .swapping import Said, swapped, swaps
+from .swapping import Said, claim, swapped, swaps
 
 
 class Part(NamedTuple):
@@ -31,15 +31,15 @@ class Part(NamedTuple):
 class Swapped:
     """Of every text that `of` shows, `negatives` with one thing swapped in one of its sentences.
 
-    Text t has the slots t * negatives and on. Name the group of the right texts "sub" and this one "sub/wrong":
-    groups that are called the same up to a slash draw the same texts. Kinds take turns, in random order, and all
-    negatives of a text differ.
+    Text t has the slots t * negatives and on. Call the group of the right texts "sub" and this "sub/wrong":
+    groups that are called the same up to a slash draw the same texts. Kinds take turns, in random order, and
+    all negatives of a text differ.
 
     Args:
         of: the policy of the right texts; it shows whole sentences of the captions.
         kinds: of the lexicon (colour, number, ...) and "order"; None: all.
-        within: only sentences that end within so many tokens, start and end token included, are changed, since
-            what the context length cuts off cannot be told apart: ${model.backbone.context_length}.
+        within: only sentences that end within so many tokens, start and end token included, are changed,
+            since what the context length cuts off cannot be told apart: ${model.backbone.context_length}.
         lexicon: a YAML file of one's own; None: lexicon.yaml beside this file.
     """
 
@@ -78,7 +78,7 @@ class Swapped:
 
 @dataclass(frozen=True)
 class Contrasted:
-    """Two texts, for judging: one of the caption that `Whole` shows, and the same with a `kind` of thing swapped.
+    """Two texts, for judging: one of the caption that `Whole` shows, and the same with one thing swapped.
 
     The text is one sentence or, with `whole`, the caption; none where nothing of the kind can be swapped.
     """
@@ -131,7 +131,7 @@ def _made(parts: Sequence[Part], kind: str, said: Said, rng: random.Random) -> I
     rng.shuffle(tries)
     for n, swap in tries:
         sentence = swapped(parts[n].words, swap)
-        if not said.has(sentence, swap.claim):
+        if not said.has(sentence, claim(parts[n].words, swap, said.lexicon)):
             yield " ".join(
                 [*(part.words for part in parts[:n]), sentence, *(part.words for part in parts[n + 1 :])]
             )
@@ -153,8 +153,8 @@ def _parts(text: Text, captions: Sequence[Caption], within: int | None = None) -
         ids, words = next((s for s in known if s[0] and text.ids[at : at + len(s[0])] == s[0]), (NO_IDS, ""))
         if not ids:
             raise UserError(
-                "Swapped changes texts of whole sentences, and one that it was given is cut, padded or made of "
-                "phrases; give it a policy such as longclip.captions.Sentences, or Whole without a limit."
+                "Swapped changes texts of whole sentences, and one that it was given is cut, padded or made "
+                "of phrases; give it a policy such as longclip.captions.Sentences, or Whole without a limit."
             )
         at += len(ids)
         parts.append(Part(words, within is None or at + SPECIALS <= within))
@@ -165,6 +165,5 @@ def check_kinds(kinds: Sequence[str] | None, lexicon: Lexicon) -> None:
     """Raises UserError where the lexicon has no such kind."""
     unknown = [kind for kind in kinds or () if kind not in lexicon.kinds]
     if unknown or (kinds is not None and not kinds):
-        raise UserError(
-            f"kinds of swaps has {unknown[0] if unknown else 'nothing'!r}; choose from {', '.join(lexicon.kinds)}."
-        )
+        seen = repr(unknown[0]) if unknown else "nothing"
+        raise UserError(f"kinds of swaps has {seen}; choose from {', '.join(lexicon.kinds)}.")
