@@ -7,8 +7,8 @@ one flow, and a file imports only from files above it:
 
 Reading order: `types`, `dist`, `tokens`, `sentences`, `captions`, `data/` (`tars`, `plans`,
 `sidecars`, `loading`, `module`; then `converting`, `streams`, `scenes`), `towers/`, `objectives/`,
-`metrics`, `heat`, `ema`, `optim`, `runs`, `models`, `evaluate/`, `gallery`, `memory`, `training`,
-`planner/`, `callbacks`, `banner`, `export/`, `recipes`, `preview/`, `doctor/`, `search/`, `cli`.
+`metrics`, `heat`, `ema`, `optim`, `runs`, `models`, `embedding`, `evaluate/`, `gallery`, `memory`,
+`training`, `planner/`, `callbacks`, `banner`, `export/`, `recipes`, `preview/`, `doctor/`, `search/`, `cli`.
 
 Shape legend. Tensors carry their axes as a suffix (`text_BKE`), so there are no shape comments:
 

@@ -1,4 +1,4 @@
-"""`longclip recipes | shards | sidecar | search | preview | doctor | average | export | push | import`.
+"""`longclip recipes | shards | sidecar | embed | search | preview | doctor | average | export | push | ...`.
 
 Each command imports what it needs.
 """
@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
         data.preview_command,
         data.doctor_command,
         data.sidecar_command,
+        data.embed_command,
         search.search_command,
         models.average_command,
         models.export_command,

@@ -26,7 +26,7 @@ _TABLE = "positional_embedding"
 
 
 def frozen(tower: DualTower, positions_LD: Tensor | None) -> DualTower:
-    """A copy with the weights of this moment; `positions_LD` as published, None where they are the tower's."""
+    """A copy with the weights of this moment, and the published positions; None: the tower's own."""
     copied = copy.deepcopy(tower).requires_grad_(False).eval()
     copied.backbone.set_grad_checkpointing(False)
     if positions_LD is not None:

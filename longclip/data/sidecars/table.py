@@ -58,7 +58,8 @@ def _arrays(source: Path) -> Iterator[Row]:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
         raise UserError(f"the arrays in {source} differ in length ({shapes}); each needs one row a sample")
     for number in range(len(next(iter(arrays.values())))):
-        yield number + 1, {name: array[number].tolist() for name, array in arrays.items()}
+        cells = {name: array[number] for name, array in arrays.items()}
+        yield number + 1, {name: cell if _vector(cell) else cell.tolist() for name, cell in cells.items()}
 
 
 def kinds_of(
@@ -89,9 +90,15 @@ def kinds_of(
 def _kind(values: Sequence[Any], texts_are_labels: bool) -> str:
     if all(_number(value) for value in values):
         return "number"
-    if all(isinstance(value, list) and all(v is None or _number(v) for v in value) for value in values):
+    if all(_vector(value) for value in values):
         return "vector"
     return "label" if texts_are_labels else "captions"
+
+
+def _vector(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.ndim == 1 and value.dtype.kind in "fiu"
+    return isinstance(value, list) and all(v is None or _number(v) for v in value)
 
 
 def _number(value: Any) -> bool:
@@ -104,4 +111,6 @@ def _number(value: Any) -> bool:
 
 def missing(value: Any) -> bool:
     """Whether a cell is empty."""
+    if isinstance(value, np.ndarray):
+        return False
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))

@@ -28,7 +28,8 @@ from ..tars.index import dump
 from .store import VERSION, digests, find, label_of
 from .table import PROBE, Row, kinds_of, missing, read
 
-SLAB = 20_000  # rows in memory at once
+SLAB = 20_000  # rows in memory at once where several processes share them
+FEW = 256  # where one has them all: vectors can be long
 
 
 class SidecarReport(NamedTuple):
@@ -77,6 +78,8 @@ class Encoder:
         return np.int64(found).tobytes()
 
     def vector(self, value: Any) -> bytes:
+        if isinstance(value, np.ndarray):
+            return value.astype("<f4").tobytes()
         if missing(value):
             return b""
         found = np.asarray([math.nan if v is None else v for v in value], "<f4")
@@ -135,8 +138,6 @@ def write_sidecar(
         UserError: the folder exists; the table cannot be read or is empty; a column does not exist or has
             values of two kinds; a key comes twice.
     """
-    if out.exists():
-        raise UserError(f"{out} already exists; choose another folder or remove it")
     rows = read(source)
     first = list(islice(rows, PROBE))
     if not first:
@@ -144,22 +145,33 @@ def write_sidecar(
     given = dict.fromkeys(labels, "label") | dict.fromkeys(neighbours, "neighbours")
     kinds = kinds_of(source, first, key, columns, given)
     encoder = Encoder(source.name, key, kinds, tokenizer, splitter)
+    return write_rows(chain(first, rows), out, encoder, processes)
+
+
+def write_rows(rows: Iterable[Row], out: Path, encoder: Encoder, processes: int = 1) -> SidecarReport:
+    """The same of rows of known kinds; vectors may be arrays. Raises UserError where the folder exists."""
+    if out.exists():
+        raise UserError(f"{out} already exists; choose another folder or remove it")
+    rows = iter(rows)
+    first = next(rows, None)
+    if first is None:
+        raise UserError(f"{encoder.source} has no rows: there is nothing to write")
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    absent = _append(chain(first, rows), encoder, partial, processes)
+    absent = _append(chain([first], rows), encoder, partial, processes)
     count = _sort(partial, encoder)
     described = {
         "version": VERSION,
         "rows": count,
-        "source": source.name,
-        "example": str(first[0][1][key]),
-        "tokenizer": tokenizer.name_hash,
-        "columns": {name: "label" if kind == "neighbours" else kind for name, kind in kinds.items()},
+        "source": encoder.source,
+        "example": str(first[1][encoder.key]),
+        "tokenizer": encoder.tokenizer.name_hash,
+        "columns": {name: "label" if kind == "neighbours" else kind for name, kind in encoder.kinds.items()},
     }
     (partial / "sidecar.json").write_text(json.dumps(described, indent=1) + "\n")
     partial.rename(out)
-    return SidecarReport(count, kinds, absent)
+    return SidecarReport(count, dict(encoder.kinds), absent)
 
 
 def _append(rows: Iterable[Row], encoder: Encoder, folder: Path, processes: int) -> dict[str, int]:
@@ -173,7 +185,7 @@ def _append(rows: Iterable[Row], encoder: Encoder, folder: Path, processes: int)
         many = processes > 1 and "captions" in encoder.kinds.values()
         pool = stack.enter_context(get_context().Pool(processes)) if many else None
         left = iter(rows)
-        while slab := list(islice(left, SLAB)):
+        while slab := list(islice(left, SLAB if pool else FEW)):
             found = pool.map(encoder, slab, chunksize=256) if pool else list(map(encoder, slab))
             for place in range(len(names)):
                 column = [encoded[place] for encoded in found]

@@ -1,0 +1,161 @@
+"""Teacher embeddings: what a model makes of a folder of shards -> a side-car that training joins by key.
+
+    report = embed("ViT-L-14/openai", Path("datasets/mine/train"), Path("datasets/mine/teacher"))
+
+In: any model that opens, shards. Out: a column of image embeddings, one of caption embeddings for each source
+of captions, and the temperature that the model compares them at. Images are read and decoded by threads ahead
+of the model; a damaged one is left out, as training leaves it out.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from . import models
+from .captions import Groups, Whole
+from .captions.policies import admitted
+from .data.faults import Damaged
+from .data.images import EvalTransform
+from .data.loading import collate, pixels
+from .data.module import transform_of
+from .data.sidecars.table import Row
+from .data.sidecars.writer import Encoder, SidecarReport, write_rows
+from .data.tars.dataset import Dataset
+from .data.tars.retry import shown
+from .towers.clip import DualTower
+from .types import Record, Sample, UserError
+
+THREADS = 8  # decoders and resizing let go of Python's lock
+AHEAD = 3  # batches under way
+
+
+class EmbedReport(NamedTuple):
+    """What was written, and what a recipe has to know of it."""
+
+    written: SidecarReport
+    image: str  # the column of image embeddings
+    texts: list[str]  # those of caption embeddings
+    scale: float  # the model's exp(logit_scale)
+    context_length: int  # of the model, in tokens: what lies beyond was not read
+    damaged: int  # images left out
+
+
+def embed(
+    model: str,
+    shards: str,
+    out: Path,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+    *,
+    name: str = "teacher",
+    sources: Sequence[str] = (),
+    device: str | None = None,
+    batch_size: int = 64,
+) -> EmbedReport:
+    """Write a side-car of one model's embeddings, L2-normalised float32.
+
+    Args:
+        model: whatever `models.load` takes.
+        shards: a folder of them, a path or a URL.
+        out: the folder to make.
+        progress: called as (done, total) after every batch.
+        name: of the columns: NAME_image, NAME_text, or NAME_text_SOURCE where there are several sources.
+        sources: whose captions are embedded; none: the one that an image has.
+        device: torch's name; None: a GPU where there is one.
+
+    Raises:
+        UserError: no such model or shards; the folder exists; an image has several captions that a column
+            could hold.
+    """
+    tower = (
+        DualTower(models.load(model)).to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    )
+    data = Dataset(shards, tower.tokenizer)
+    columns: dict[str, str | None] = {f"{name}_text_{source}": source for source in sources}
+    if len(sources) < 2:
+        columns = {f"{name}_text": sources[0] if sources else None}
+    reader = _Reader(data, columns, transform_of(tower.preprocess_cfg))
+    kinds = dict.fromkeys([f"{name}_image", *columns], "vector")
+    encoder = Encoder(shown(data.url), "key", kinds, tower.tokenizer, "syntok")
+    written = write_rows(_rows(tower, reader, name, batch_size, progress), out, encoder)
+    scale = float(tower.backbone.logit_scale.detach().exp())
+    context, damaged = tower.context_length, len(data) - written.rows
+    return EmbedReport(written, f"{name}_image", list(columns), scale, context, damaged)
+
+
+class _Reader:
+    """Samples with a caption slot for each column of `sources`; None there: whoever wrote it."""
+
+    def __init__(self, data: Dataset, sources: dict[str, str | None], transform: EvalTransform) -> None:
+        self.data, self.sources, self.transform = data, sources, transform
+        policies = {column: Whole(source) for column, source in sources.items()}
+        self.groups = Groups(policies, seed=0, shuffle=False)
+
+    def ahead(self, batch_size: int) -> Iterator[list[Sample | None]]:
+        """Batches in order, with None for what is damaged."""
+        waiting: deque[list[Future[Sample | None]]] = deque()
+        with ThreadPoolExecutor(THREADS) as pool:
+            for start in range(0, len(self.data), batch_size):
+                indices = range(start, min(start + batch_size, len(self.data)))
+                waiting.append([pool.submit(self._sample, index, self._record(index)) for index in indices])
+                if len(waiting) == AHEAD:
+                    yield [coming.result() for coming in waiting.popleft()]
+            for batch in waiting:
+                yield [coming.result() for coming in batch]
+
+    def _record(self, index: int) -> Record | None:
+        try:
+            record = self.data.record(index)
+        except Damaged:
+            return None
+        for source in self.sources.values():
+            found = admitted(record.captions, source)
+            if len(found) > 1:
+                raise UserError(
+                    f"sample {record.key!r} has {len(found)} captions "
+                    f"({', '.join(dict.fromkeys(caption.source for caption in found))}), and training shows "
+                    "another one each epoch, so that no stored embedding could belong to it: name a source "
+                    "that wrote one (--source NAME) and show that one (longclip.captions.Source)"
+                )
+        return record
+
+    def _sample(self, index: int, record: Record | None) -> Sample | None:
+        if record is None:
+            return None
+        try:
+            image_CHW = self.transform(pixels(self.data, index, record))
+        except Damaged:
+            return None
+        return Sample(record.key, image_CHW, self.groups.show(record.captions, record.key, epoch=0))
+
+
+def _rows(
+    tower: DualTower, reader: _Reader, name: str, batch_size: int, progress: Callable[[int, int], object]
+) -> Iterator[Row]:
+    """Of each sample that can be used, its key and embeddings; None where there is no caption."""
+    done, total = 0, len(reader.data)
+    for batch in reader.ahead(batch_size):
+        done += len(batch)
+        samples = [sample for sample in batch if sample is not None]
+        yield from _embedded(tower, samples, name, list(reader.sources)) if samples else ()
+        progress(done, total)
+
+
+@torch.no_grad()
+def _embedded(tower: DualTower, samples: Sequence[Sample], name: str, columns: Sequence[str]) -> list[Row]:
+    batch = collate(samples, tower.tokenizer)
+    device = tower.backbone.logit_scale.device
+    found = tower(batch._replace(tokens_T=batch.tokens_T.to(device)), {})
+    image_BE, text_BKE, mask_BK = found.image_BE.cpu(), found.text_BKE.cpu(), found.mask_BK.cpu()
+    if not image_BE.isfinite().all() or not text_BKE.isfinite().all():
+        raise UserError("the model's embeddings are not finite: it diverged; take an earlier checkpoint")
+    rows: list[Row] = []
+    for b, sample in enumerate(samples):
+        texts = {c: text_BKE[b, k].numpy() if mask_BK[b, k] else None for k, c in enumerate(columns)}
+        rows.append((b, {"key": sample.key, f"{name}_image": image_BE[b].numpy(), **texts}))
+    return rows
