@@ -1,168 +1,156 @@
-"""The recipes side by side on the embedded scenes: equal steps, several seeds, mean and spread.
+"""The recipes side by side on the embedded scenes, from random weights: at equal steps, and at equal FLOPs.
 
-    python -m benchmarks.recipes                        # every recipe, three seeds
-    python -m benchmarks.recipes --seeds 1 --samples 4800 --recipes clip long
+    python -m benchmarks.recipes --jobs 2                        # every recipe, three seeds
+    python -m benchmarks.recipes --seeds 0 --samples 4800 --recipes clip long
+    python -m benchmarks.recipes --report                        # no training: what is there so far
 
-Every run is `python train.py recipe=... seed=... name=...`; a run that is already there is not repeated,
-an unfinished one goes on. Prints a table, and writes docs/recipes.md, docs/recipes.json and docs/recipes.png.
+Every run is `python train.py recipe=... seed=...`; one that is there is not repeated.
+FLOPs of a step are those of `benchmarks.recipe_costs` for the scenes' model and captions, loss and heads
+included: a recipe that costs more or less than `long` trains once more, on as many images as `long`'s FLOPs
+pay for. A recipe that reads a side-car takes part where --sidecars RECIPE=STORE names one.
+Writes docs/recipes.json, docs/recipes.png and the table in docs/recipes.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
+from eval.report import plot_lengths
+from longclip import recipes
 
-from eval.report import length_curves, plot_lengths
-from longclip import runs
-from longclip.data.converting.workers import processors
+from . import documents
+from .recipe_costs import Cost, cost
+from .trainings import Found, Job, cell, collect, curve, directory, run_all, with_sidecars
 
-RECIPES = {
-    "clip": ["recipe=clip"],
-    "long": ["recipe=long"],
-    "longclip": ["recipe=longclip"],
+Variants = Mapping[str, Sequence[str]]
+"""Name -> overrides of train.py."""
+
+VARIANTS: Variants = {
+    **{name: [f"recipe={name}"] for name in recipes.names()},
     "longclip, no smoothing": [
         "recipe=longclip",
         "recipe.terms.long.label_smoothing=0",
         "recipe.terms.short.label_smoothing=0",
     ],
     "longclip, no short": ["recipe=longclip", "~recipe.terms.short", "~recipe.captions.short"],
-    "dreamlip": ["recipe=dreamlip"],
-    "dreamlip without grouping": ["recipe=dreamlip", "~recipe.terms.grouping"],
+    "dreamlip, no grouping": ["recipe=dreamlip", "~recipe.terms.grouping"],
     "dreamlip, threshold 0.5": ["recipe=dreamlip", "recipe.terms.grouping.threshold=0.5"],
-    "debias": ["recipe=debias"],
 }
 
-COLUMNS = {
-    "long i2t": "scenes/long/i2t_r1",
-    "long t2i": "scenes/long/t2i_r1",
-    "short i2t": "scenes/short/i2t_r1",
-    "short t2i": "scenes/short/t2i_r1",
-    "distractors i2t": "scenes/distractors/long/i2t_r1",
-    "distractors t2i": "scenes/distractors/long/t2i_r1",
-    "pointing": "scenes/pointing/accuracy",
-}
+LONG = ("scenes/long/i2t_r1", "scenes/long/t2i_r1")
 
-Results = dict[str, list[dict[str, float]]]
-"""Recipe -> one flat name -> number for every seed."""
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "long i2t": LONG[:1],
+    "long t2i": LONG[1:],
+    "brief": ("scenes/length/40/i2t_r1", "scenes/length/40/t2i_r1"),
+    "first sentence": ("scenes/short/i2t_r1", "scenes/short/t2i_r1"),
+    "distractors": ("scenes/distractors/long/i2t_r1", "scenes/distractors/long/t2i_r1"),
+    "lost to order": ("scenes/diagnostics/order/moved/lost", "scenes/diagnostics/order/shuffled/lost"),
+    "swaps": ("scenes/swaps/accuracy",),
+    "pointing": ("scenes/pointing/accuracy",),
+}
+"""Column -> the numbers that it is the mean of."""
+
+TELLS = """R@1 in %, mean over seeds (lowest to highest), of both directions where it does not say which.
+Brief: the caption cut at 40 tokens. Lost to order: points of R@1 that go when the first sentence moves to
+place 4, and when all are shuffled, mean of both. Effective length: tokens at which 95 % of the R@1 at 248 are
+reached."""
 
 
 def main() -> None:
     options = _options()
-    todo = [(name, seed) for seed in range(options.seeds) for name in options.recipes]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        found = list(pool.map(lambda job: _train(job[0], job[1], options), todo))
-    results: Results = {name: [] for name in options.recipes}
-    for (name, _), metrics in zip(todo, found, strict=True):
-        results[name].append(metrics)
-    curves = {name: _means([length_curves(m)["scenes"] for m in found]) for name, found in results.items()}
-    spreads = {name: _spreads([length_curves(m)["scenes"] for m in found]) for name, found in results.items()}
-    Console(width=None if sys.stdout.isatty() else 150).print(_table(results))
+    variants = with_sidecars({name: VARIANTS[name] for name in options.recipes}, options.sidecars)
+    costs = {name: cost(own, tellings=1) for name, own in ({"long": VARIANTS["long"]} | variants).items()}
+    paying = {} if options.steps_only else variants
+    steps = [job for seed in options.seeds for job in at_equal_steps(variants, seed, options)]
+    flops = [job for seed in options.seeds for job in at_equal_flops(paying, costs, seed, options)]
+    finish = collect if options.report else partial(run_all, at_once=options.jobs)
+    found, paid = finish(steps), finish(flops)
+    text = markdown(found, paid, {job.variant: job.samples for job in [*steps, *flops]}, costs)
+    told = {"steps": found, "flops": paid, "costs": {name: one._asdict() for name, one in costs.items()}}
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "recipes.json").write_text(json.dumps(results, indent=1) + "\n")
-    (options.out / "recipes.md").write_text(markdown(results, options))
-    plot_lengths(curves, options.out / "recipes.png", spreads)
-    print(f"wrote {options.out}/recipes.md, recipes.json and recipes.png")
+    (options.out / "recipes.json").write_text(json.dumps(told, indent=1) + "\n")
+    curves = {name: curve(seeds, "scenes") for name, seeds in found.items()}
+    means, spreads = ({name: one[part] for name, one in curves.items()} for part in (0, 1))
+    plot_lengths(means, options.out / "recipes.png", spreads)
+    documents.replace(options.markdown, "scenes", text)
+    print(text)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--samples", type=int, default=16_000, help="images that every run trains on")
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--samples", type=int, default=14_400, help="images of a run at equal steps")
+    parser.add_argument("--recipes", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--steps-only", action="store_true", help="no runs at equal FLOPs")
+    parser.add_argument(
+        "--sidecars", nargs="+", default=[], metavar="RECIPE=STORE", help="for those that read"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="trainings at once, each on its share of cores")
+    parser.add_argument("--report", action="store_true", help="train nothing, show what there is")
+    parser.add_argument("--data", default="datasets/scenes")
     parser.add_argument("--runs", type=Path, default=Path("runs/recipes"))
     parser.add_argument("--out", type=Path, default=Path("docs"))
+    parser.add_argument("--markdown", type=Path, default=Path("docs/recipes.md"), help="has marks")
     return parser.parse_args()
 
 
-def _train(name: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
-    """One training in a process of its own; its final judgement."""
-    run = options.runs / f"{name.replace(',', '').replace(' ', '-')}-seed{seed}"
-    train(run, [*RECIPES[name], f"seed={seed}"], options.samples, max(processors() // options.jobs, 1))
-    metrics: dict[str, float] = json.loads((run / "metrics.json").read_text())
-    return metrics
+def at_equal_steps(variants: Variants, seed: int, options: argparse.Namespace) -> Iterator[Job]:
+    """As many images for all."""
+    for name, own in variants.items():
+        run = options.runs / f"{directory(name)}-seed{seed}"
+        yield Job(name, seed, run, [*own, *_setting(options)], options.samples)
 
 
-def train(run: Path, overrides: Sequence[str], samples: int, threads: int) -> None:
-    """`python train.py` in a process of its own; an unfinished run goes on, a finished one is left alone."""
-    if finished(run, samples):
-        return
-    started = time.monotonic()
-    command = [sys.executable, "train.py", *overrides, f"samples={samples}", "export=null"]
-    command += [f"runs={run.parent}", f"name={run.name}", "resume=auto"]
-    command += ["data.workers=0"] if threads == 1 else []
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
-    print(f"{run}: {time.monotonic() - started:.0f} s", flush=True)
+def at_equal_flops(
+    variants: Variants, costs: Mapping[str, Cost], seed: int, options: argparse.Namespace
+) -> Iterator[Job]:
+    """As many as `long`'s FLOPs pay for; nothing where that is the run at equal steps."""
+    for name, own in variants.items():
+        samples = affordable(costs["long"], costs[name], options.samples)
+        if samples != options.samples:
+            run = options.runs / f"{directory(name)}-flops-seed{seed}"
+            yield Job(name, seed, run, [*own, *_setting(options)], samples)
 
 
-def finished(run: Path, samples: int) -> bool:
-    """Whether a run was judged at its end."""
-    found = runs.judgements(run)
-    return bool(found) and found[-1]["samples_seen"] >= samples * 0.98  # whole batches only
+def _setting(options: argparse.Namespace) -> list[str]:
+    return ["benchmark=compared", f"data.root={options.data}"]
 
 
-def _table(results: Results) -> Table:
-    table = Table("recipe", *COLUMNS, "pointing by chance", title="mean over seeds (lowest to highest)")
-    for name, found in results.items():
-        chance = statistics.mean(m["scenes/pointing/chance"] for m in found)
-        table.add_row(name, *(_cell(found, metric) for metric in COLUMNS.values()), f"{chance:.1f}")
-    return table
+def affordable(whole: Cost, other: Cost, samples: int, batch: int = 64) -> int:
+    """How many images of another cost the FLOPs of so many whole ones pay for, in full batches.
+
+    As many, where the costs are within 5 %: less than what seeds do.
+    """
+    ratio = (whole.flops / whole.images) / (other.flops / other.images)
+    return samples if abs(ratio - 1) < 0.05 else round(samples * ratio / batch) * batch
 
 
-def _cell(found: list[dict[str, float]], metric: str) -> str:
-    values = [m[metric] for m in found]
-    return f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+def markdown(found: Found, paid: Found, images: Mapping[str, int], costs: Mapping[str, Cost]) -> str:
+    """Every variant at equal steps, by R@1 of whole captions, and that R@1 at equal FLOPs."""
+    head = ["recipe", *COLUMNS, "effective length", "MFLOP an image", "images", "long at equal FLOPs"]
+    lines = []
+    for name, seeds in sorted(found.items(), key=lambda pair: -_long(pair[1])):
+        cells = [cell(seeds, numbers) for numbers in COLUMNS.values()]
+        equal = cell(paid.get(name, seeds), LONG)
+        spent = costs[name].flops / costs[name].images / 1e6
+        lines.append([name, *cells, f"{_effective(seeds):.0f}", f"{spent:.0f}", f"{images[name]:,}", equal])
+    chance = cell(next(iter(found.values()), {}), "scenes/pointing/chance")
+    return "\n\n".join([documents.table(head, lines), f"{TELLS} Pointing by chance: {chance}."])
 
 
-def markdown(results: Results, options: argparse.Namespace) -> str:
-    """The same as Markdown, with R@1 by caption length below."""
-    lines = [
-        f"{options.seeds} seed(s), {options.samples:,} images each; mean (lowest to highest); R@1 in %.",
-        "",
-        "| recipe | " + " | ".join(COLUMNS) + " |",
-        "|---" * (len(COLUMNS) + 1) + "|",
-        *(
-            f"| {name} | " + " | ".join(_cell(found, metric) for metric in COLUMNS.values()) + " |"
-            for name, found in results.items()
-        ),
-        "",
-        "Pointing by chance: "
-        + f"{statistics.mean(m['scenes/pointing/chance'] for found in results.values() for m in found):.1f}.",
-        "",
-        "R@1, mean of both directions, with the caption cut to so many tokens:",
-        "",
-    ]
-    curves = {name: _means([length_curves(m)["scenes"] for m in found]) for name, found in results.items()}
-    lengths = list(next(iter(curves.values())))
-    lines += ["| recipe | " + " | ".join(map(str, lengths)) + " |", "|---" * (len(lengths) + 1) + "|"]
-    lines += [
-        f"| {name} | " + " | ".join(f"{curve[length]:.1f}" for length in lengths) + " |"
-        for name, curve in curves.items()
-    ]
-    return "\n".join(lines) + "\n"
+def _long(seeds: Mapping[int, Mapping[str, float]]) -> float:
+    return sum(sum(numbers[name] for name in LONG) for numbers in seeds.values()) / len(seeds)
 
 
-def _means(curves: list[dict[int, float]]) -> dict[int, float]:
-    return {length: statistics.mean(curve[length] for curve in curves) for length in curves[0]}
+def _effective(seeds: Mapping[int, dict[str, float]]) -> float:
+    from longclip.evaluate.diagnostics.lengths import crossing
 
-
-def _spreads(curves: list[dict[int, float]]) -> dict[int, float]:
-    """Half the distance from the lowest to the highest seed."""
-    return {
-        length: (max(c[length] for c in curves) - min(c[length] for c in curves)) / 2 for length in curves[0]
-    }
+    return crossing(curve(seeds, "scenes").mean, 0.95)
 
 
 if __name__ == "__main__":

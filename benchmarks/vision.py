@@ -27,7 +27,7 @@ from longclip.data.converting.workers import processors
 
 from . import documents
 from .measures import flops
-from .recipes import finished, train
+from .trainings import finished, train
 
 TUNED = 0.8  # of a run's images: then every image and caption is whole
 METHODS = {
