@@ -36,7 +36,7 @@ def test_every_recipe_instantiates_and_its_terms_name_its_groups(recipe):
     groups = Groups(instantiate(config.recipe.captions), seed=0)
     terms = instantiate(config.recipe.terms)
     assert all(isinstance(term, Term) for term in terms.values())
-    assert {term.texts for term in terms.values()} <= set(groups.slots)
+    assert {group for term in terms.values() for group in term.groups} <= set(groups.slots)
     first = (CONF / "recipe" / f"{recipe}.yaml").read_text().splitlines()[1]
     assert "arXiv" in (CONF / "recipe" / f"{recipe}.yaml").read_text(), f"{recipe} names no paper: {first}"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -43,7 +44,8 @@ class Pretence:
         self.size = int(np.max(self.tower.preprocess_cfg["size"]))
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         with self.fake:
-            module._apply(lambda x: torch.empty_like(x, device="cpu"))
+            for part in (module, *self.tower.start):
+                part._apply(lambda x: torch.empty_like(x, device="cpu"))
 
     @property
     def pixels(self) -> int:
@@ -53,7 +55,8 @@ class Pretence:
     def parameters(self) -> tuple[int, int, int]:
         """Bytes of all parameters, of those that train, and of the largest of these."""
         trained = [_bytes(p) for p in self.module.parameters() if p.requires_grad]
-        return sum(_bytes(p) for p in self.module.parameters()), sum(trained), max(trained)
+        every = [_bytes(p) for part in (self.module, *self.tower.start) for p in part.parameters()]
+        return sum(every), sum(trained), max(trained)
 
     def towers(self, checkpointing: bool) -> tuple[Line, Line]:
         """Image tower and text tower by images; the gradients of parameters are not in the peaks."""
@@ -101,6 +104,9 @@ class Pretence:
             found = {"image_BE": image_BE}
             if patches_BPE is not None:
                 found["patches_BPE"] = patches_BPE
+            for start in self.tower.start:
+                with torch.no_grad():
+                    start.embed_images(self._pixels(images), False)
             if self.masked:
                 draws_B = torch.zeros(images, dtype=torch.int64)
                 found["masked_BE"] = self.tower.embed_masked(self._pixels(images), draws_B)
@@ -113,6 +119,9 @@ class Pretence:
         tokens_T = torch.zeros(int(lengths_BK.sum()), dtype=torch.int32)
         with self._autocast():
             found = self.tower.embed_texts(tokens_T, lengths_BK, self.words)
+            for start in self.tower.start:
+                with torch.no_grad():
+                    start.embed_texts(tokens_T, lengths_BK)
             return [x for x in found if x is not None]
 
     def _embeddings(self, images: int, world: int) -> Embeddings:
@@ -122,7 +131,7 @@ class Pretence:
             seen = {name: _leaf(x, images) for name, x in self._images(IMAGES).items()}
             patches_BPE = seen.get("patches_BPE")
             text, *words = self._texts(lengths_BK[:IMAGES])
-            return Embeddings(
+            made = Embeddings(
                 image_BE=seen["image_BE"],
                 text_BKE=_leaf(text, images),
                 mask_BK=torch.from_numpy(lengths_BK > 0),
@@ -135,7 +144,20 @@ class Pretence:
                 if patches_BPE is None
                 else grid(self.tower.backbone.visual, self._pixels(0), patches_BPE),
                 words=Words(_leaf(words[0], int(lengths_BK.sum())), lengths_BK) if words else None,
+                boxes_BK4=torch.empty(*lengths_BK.shape, 4),
+                weights_BK=torch.empty(lengths_BK.shape),
+                columns=self._columns(images),
             )
+            return replace(made, start=replace(made)) if self.tower.start else made
+
+    def _columns(self, images: int) -> dict[str, Tensor]:
+        """What the terms read of side-cars; a vector of any length gets that of the embeddings."""
+        width, terms = self.tower.model_cfg["embed_dim"], self.module.terms.values()
+        asked = {name: size for term in terms for name, size in term.columns.items()}
+        return {
+            name: torch.empty((images,) if size == 0 else (images, size or width))
+            for name, size in asked.items()
+        }
 
     def _autocast(self) -> AbstractContextManager[object]:
         if not self.precision.endswith("-mixed"):

@@ -60,7 +60,7 @@ class DualTower(nn.Module):
     """
 
     NEEDS: ClassVar[frozenset[str]] = frozenset({"patches", "words", "masked", "start"})
-    """What terms may ask for beyond global features, see `Embeddings`: patches_BPE, words, masked_BE, start."""
+    """What terms may ask for beyond global features: fields of `Embeddings`, less their axes."""
 
     backbone: Any  # open_clip's CLIP or CustomTextCLIP
     hidden_D: Tensor | None
@@ -100,7 +100,7 @@ class DualTower(nn.Module):
                 self.backbone.logit_scale.fill_(torch.tensor(scale).log())
         self._encode_packed, self._encode_words = encode_packed, encode_words
         self._published_LD = backbone.published_LD
-        self._start: list[DualTower] = []  # in a list, so that it is neither trained nor saved
+        self.start: list[DualTower] = []  # in a list, so that it is neither trained nor saved
         if compile:
             self._encode_packed = torch.compile(encode_packed, dynamic=True)
             self._encode_words = torch.compile(encode_words, dynamic=True)
@@ -128,8 +128,8 @@ class DualTower(nn.Module):
                 "a term of this recipe reads every token of a caption, which this text tower does not give: "
                 f"{self.padded_because}; choose open_clip's own (model.backbone.architecture=ViT-B-16)"
             )
-        if "start" in needs and not self._start:
-            self._start.append(frozen(self, self._published_LD))
+        if "start" in needs and not self.start:
+            self.start.append(frozen(self, self._published_LD))
 
     def hold(self) -> None:
         """Nothing. FSDP2 takes it for a forward and gathers the weights (`strategies.states`)."""
@@ -206,7 +206,7 @@ class DualTower(nn.Module):
         )
 
     def _at_start(self, parts: Sequence[Chunk], slots: dict[str, slice]) -> Embeddings:
-        (start,) = self._start
+        (start,) = self.start
         shown = [cut(part, start.tokenizer) for part in parts]
         with torch.no_grad():
             return start.to(self.backbone.logit_scale.device).embed(shown, slots, frozenset())

@@ -46,6 +46,17 @@ def ragged(samples):
     return samples
 
 
+def columns(terms):
+    """What side-cars might hold of all images; one image is in none of them."""
+    random = torch.Generator().manual_seed(0)
+    asked = {name: size for term in terms.values() for name, size in term.columns.items()}
+    made = {}
+    for name, size in sorted(asked.items()):
+        made[name] = torch.rand((IMAGES,) if size == 0 else (IMAGES, size or 20), generator=random)
+        made[name][2] = torch.nan
+    return made
+
+
 def step(config, scenes):
     """Loss and parameter gradients, both averaged over the processes as strategies do."""
     torch.manual_seed(0)
@@ -58,7 +69,9 @@ def step(config, scenes):
         tokenizer=tower.tokenizer, preprocess=tower.preprocess_cfg, workers=0,
     )  # fmt: skip
     samples, _ = next(iter(data.judge_batches("heldout", IMAGES, groups)))
-    batch = collate(ragged(samples)[dist.rows(IMAGES // dist.world())], tower.tokenizer)
+    own = dist.rows(IMAGES // dist.world())
+    batch = collate(ragged(samples)[own], tower.tokenizer)
+    batch = batch._replace(columns={name: x[own] for name, x in columns(terms).items()})
     embeddings = tower(batch, groups.slots, module.needs)
     total = sum(term.weight * term(embeddings).value for term in terms.values())
     total.backward()

@@ -19,6 +19,7 @@ from longclip.optim import AdamW
 from longclip.towers import clip
 from longclip.towers.chunks import chunks
 from longclip.towers.clip import DualTower, Freeze
+from longclip.towers.lora import Lora
 from longclip.towers.pretrained import build
 from longclip.training import LongClip
 from longclip.types import Batch, UserError
@@ -91,8 +92,11 @@ def test_every_recipe_has_the_loss_and_gradients_of_the_whole_batch(recipe, tiny
         config = hydra.compose("train", [f"recipe={recipe}", *few]).recipe
     slots = Groups(instantiate(config.captions), seed=0).slots
     tower = DualTower(build(tiny, None, 248)).double()  # so that only the float32 losses can differ
-    batch = made_up(slots=max(slot.stop for slot in slots.values()))
-    grads = check(module_of(tower, instantiate(config.terms), slots), batch, [1, 3, 8], tolerance=1e-6)
+    terms, batch = instantiate(config.terms), made_up(slots=max(slot.stop for slot in slots.values()))
+    asked = {name: size for term in terms.values() for name, size in term.columns.items()}
+    shapes = {name: (IMAGES,) if size == 0 else (IMAGES, size or 20) for name, size in asked.items()}
+    batch = batch._replace(columns={name: torch.rand(shape) for name, shape in sorted(shapes.items())})
+    grads = check(module_of(tower, terms, slots), batch, [1, 3, 8], tolerance=1e-6)
     assert all(grad.abs().max() > 0 for name, grad in grads.items() if "bias" not in name)
 
 
@@ -106,6 +110,7 @@ def test_in_float32_too(tiny):
         {"grad_checkpointing": True},
         {"freeze": Freeze(image=True)},
         {"freeze": Freeze(text=True, text_layers=1)},
+        {"lora": Lora(4)},
     ],
     ids=str,
 )
