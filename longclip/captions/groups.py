@@ -14,7 +14,7 @@ from .policies import Policy
 class Groups:
     """The caption groups of a recipe, side by side as K slots.
 
-    Groups that are called the same up to a slash ("sub", "sub/wrong") draw alike, so that equal policies in
+    Groups that are called the same up to a hyphen ("sub", "sub-wrong") draw alike, so that equal policies in
     them choose the same texts.
 
     Args:
@@ -67,7 +67,7 @@ class Groups:
             random.Random(f"{self._seed}/{epoch}/{key}").shuffle(order)
         slots: list[Text | None] = []
         for name, policy in self._policies.items():
-            draws = random.Random(f"{self._seed}/{epoch}/{key}/{name.partition('/')[0]}")
+            draws = random.Random(f"{self._seed}/{epoch}/{key}/{name.partition('-')[0]}")
             texts = policy(order, draws, progress)
             assert len(texts) <= policy.count, (
                 f"group {name} made {len(texts)} texts for {policy.count} slots"

@@ -31,8 +31,8 @@ class Part(NamedTuple):
 class Swapped:
     """Of every text that `of` shows, `negatives` with one thing swapped in one of its sentences.
 
-    Text t has the slots t * negatives and on. Call the group of the right texts "sub" and this "sub/wrong":
-    groups that are called the same up to a slash draw the same texts. Kinds take turns, in random order, and
+    Text t has the slots t * negatives and on. Call the group of the right texts "sub" and this "sub-wrong":
+    groups that are called the same up to a hyphen draw the same texts. Kinds take turns, in random order, and
     all negatives of a text differ.
 
     Args:
