@@ -9,6 +9,7 @@ from longclip import dist
 from longclip.objectives import Contrastive, Grouping, PrimaryComponents, Sigmoid, Term, TextConditioned
 from longclip.objectives.beta import Beta
 from longclip.objectives.contrastive import info_nce
+from longclip.objectives.glimpsed import Glimpsed
 from longclip.objectives.sigmoid import pairwise_sigmoid
 from longclip.types import Embeddings, Words
 
@@ -29,6 +30,7 @@ def terms() -> dict[str, Term]:
         "within": Grouping("sub", threshold=0.3, negatives="image"),
         "sigmoid": Sigmoid("sub"),
         "conditioned": TextConditioned("sub", heads=4),
+        "glimpsed": Glimpsed(Contrastive("sub", label_smoothing=0.1)),
         "beta": Beta("raw", "sub", heads=4),
         "beta_logistic": Beta("sub", form="logistic", heads=4),
     }
@@ -40,6 +42,7 @@ def terms() -> dict[str, Term]:
 READS = {
     Grouping: {"text", "patches"},
     Beta: {"text", "patches"},
+    Glimpsed: {"text", "masked"},
     TextConditioned: {"text", "patches", "image"},
 }
 """What a term's gradient reaches where that is not images and texts."""
@@ -59,6 +62,7 @@ def leaves() -> tuple[dict[str, Tensor], Tensor]:
     mask_BK[:, 4] = False
     mask_BK[:4, 3] = False  # absent on a whole process
     mask_BK[7] = False  # an image without any caption
+    features["masked"] = torch.randn(IMAGES, WIDTH, generator=random)
     return features, mask_BK
 
 
@@ -102,6 +106,7 @@ def judge() -> Results:
         scale=temperature.exp(),
         gather=dist.Gather(),
         patches_BPE=local["patches"],
+        masked_BE=normalize(local["masked"], dim=-1),
         words=Words(
             local["words"][torch.arange(TOKENS) < mine["lengths"][..., None]], mine["lengths"].int().numpy()
         ),
@@ -156,7 +161,7 @@ def collectives(embeddings: Embeddings) -> Results:
 
 def merge(parts: list[Results], key: str) -> Tensor:
     """What data parallelism makes of the processes' results: the mean, features joined."""
-    if key.split("/")[-1] in ("image", "text", "patches", "words"):
+    if key.split("/")[-1] in ("image", "text", "patches", "words", "masked"):
         return torch.cat([part[key] for part in parts]) / len(parts)
     return torch.stack([part[key] for part in parts]).mean(0)
 
@@ -200,7 +205,7 @@ def test_every_term_teaches_what_it_reads():
     whole = judge()
     for name, term in terms().items():
         learns = {*READS.get(type(term), {"text", "image"}), *dict(term.named_parameters())}
-        grads = {key: whole[f"{name}/grad/{key}"] for key in ("image", "text", "patches", "words", *learns)}
+        grads = {key: whole[f"{name}/grad/{key}"] for key in (*leaves()[0], *learns)}
         assert {key for key, grad in grads.items() if grad.abs().max() > 1e-4} == learns, name
 
 

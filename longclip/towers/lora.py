@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
+from open_clip.transformer import Attention
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -81,7 +82,7 @@ def _matrices(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
             continue
         if isinstance(module, nn.Linear):
             yield module, "weight"
-        elif isinstance(module, nn.MultiheadAttention):
+        elif isinstance(module, nn.MultiheadAttention | Attention):
             yield module, "in_proj_weight"
 
 

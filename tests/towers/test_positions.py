@@ -47,6 +47,17 @@ def test_stretch_equals_the_rule_row_by_row(length: int, keep: int, ratio: int) 
     assert torch.equal(stretched[keep::ratio], table_LD[keep:])
 
 
+@pytest.mark.parametrize(("length", "keep"), [(248, 0), (248, 20), (100, 1), (78, 76), (154, 0)])
+def test_rows_that_were_trained_are_picked_as_the_rule_says(length: int, keep: int) -> None:
+    table_LD = table(77)
+    grouped, repeated = (positions.resize(table_LD, length, name, keep) for name in ("group", "repeat"))
+    assert grouped.shape == repeated.shape == (length, 5)
+    for p in range(length):
+        i = (p - keep) * (77 - keep) // (length - keep)
+        assert torch.equal(grouped[p], table_LD[p if p < keep else keep + i])
+        assert torch.equal(repeated[p], table_LD[p if p < 77 else keep + (p - keep) % (77 - keep)])
+
+
 def test_77_rows_become_248() -> None:
     assert positions.resize(table(77), 248).shape == (248, 5)
 
