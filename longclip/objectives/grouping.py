@@ -75,10 +75,14 @@ def group_tiled(text_BKE: Tensor, patches_BPE: Tensor, threshold: float | None =
         grouped_bKE, weights_bKP = group(text_bKE, patches_bPE, threshold)
         return Grouped(grouped_bKE, entropy(weights_bKP.detach()))
 
-    values = CUDA_TILE if patches_BPE.is_cuda else CPU_TILE
-    size = max(1, values // patches_BPE[0].numel())
-    grouped_BKE, entropy_BK = imagewise(tile, (text_BKE, patches_BPE), size=size)
+    grouped_BKE, entropy_BK = imagewise(tile, (text_BKE, patches_BPE), size=images_at_a_time(patches_BPE))
     return Grouped(grouped_BKE, entropy_BK.detach())
+
+
+def images_at_a_time(patches_BPE: Tensor) -> int:
+    """How many images' patches are worked on at one time, see `imagewise`."""
+    values = CUDA_TILE if patches_BPE.is_cuda else CPU_TILE
+    return max(1, values // patches_BPE[0].numel())
 
 
 def contrast_over_batch(text_BKE: Tensor, grouped_GKE: Tensor, mask_GK: Tensor, scale: Tensor) -> Tensor:
