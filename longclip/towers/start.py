@@ -36,12 +36,19 @@ def frozen(tower: DualTower, positions_LD: Tensor | None) -> DualTower:
 
 
 def _replace_positions(text: Any, table_LD: Tensor) -> None:
-    if parametrize.is_parametrized(text, _TABLE):
-        parametrize.remove_parametrizations(text, _TABLE)
-    length, own_LD = len(table_LD), text.positional_embedding
-    text.positional_embedding = nn.Parameter(table_LD.to(own_LD, copy=True), requires_grad=False)
+    length, table_LD = len(table_LD), table_LD.to(text.positional_embedding, copy=True)
+    if parametrize.is_parametrized(text, _TABLE):  # and stays so: its class is that of the tower that trains
+        split = text.parametrizations[_TABLE]
+        keep = len(split.original0)
+        split.original0, split.original1 = _still(table_LD[:keep]), _still(table_LD[keep:])
+    else:
+        text.positional_embedding = _still(table_LD)
     if text.attn_mask is not None:
         text.attn_mask = text.attn_mask[:length, :length]
+
+
+def _still(x: Tensor) -> nn.Parameter:
+    return nn.Parameter(x, requires_grad=False)
 
 
 def cut(part: Chunk, tokenizer: Tokenizer) -> Chunk:
