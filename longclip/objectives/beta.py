@@ -94,7 +94,7 @@ class Finder(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.pooling, self.norm = PoolingHead(width, heads), nn.LayerNorm(width)
+        self.pooling, self.norm = PoolingHead(width, heads, empty=False), nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, text_BKE: Tensor, patches_BPE: Tensor) -> Tensor:

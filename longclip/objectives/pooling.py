@@ -61,12 +61,16 @@ def pool(query_BJE: Tensor, patches_BPE: Tensor, weights: Weights, heads: int, e
 
 
 class PoolingHead(nn.Module):
-    """Parameters of FLAIR's text-conditioned pooling, initialised as torch initialises attention."""
+    """Parameters of FLAIR's text-conditioned pooling, initialised as torch initialises attention.
 
-    def __init__(self, width: int, heads: int) -> None:
+    empty: whether there is an empty slot; without it a softmax cannot tell that all keys are shifted.
+    """
+
+    def __init__(self, width: int, heads: int, empty: bool = True) -> None:
         super().__init__()
-        self.query_norm, self.key_norm, self.value_norm = (nn.LayerNorm(width) for _ in range(3))
-        self.attention = nn.MultiheadAttention(width, heads, add_zero_attn=True, batch_first=True)
+        self.query_norm, self.value_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.key_norm = nn.LayerNorm(width, bias=empty)
+        self.attention = nn.MultiheadAttention(width, heads, add_zero_attn=empty, batch_first=True)
 
     def queries(self, text_XE: Tensor) -> Tensor:
         """W_q LN(t) + b_q of unit vectors t, brought to the length at which LN's epsilon does not count."""
@@ -79,7 +83,8 @@ class PoolingHead(nn.Module):
         _, key_EE, value_EE = self.attention.in_proj_weight.chunk(3)
         _, key_E, value_E = self.attention.in_proj_bias.chunk(3)
         key, value, out = self.key_norm, self.value_norm, self.attention.out_proj
-        norms = (key.weight, key.bias, value.weight, value.bias)
+        key_shift_E = torch.zeros_like(key.weight) if key.bias is None else key.bias
+        norms = (key.weight, key_shift_E, value.weight, value.bias)
         return Weights(*norms, key_EE, key_E, value_EE, value_E, out.weight, out.bias)
 
 
