@@ -7,13 +7,17 @@ from torch.nn.functional import normalize
 
 from longclip import dist
 from longclip.objectives import Contrastive, Grouping, PrimaryComponents, Sigmoid, Term, TextConditioned
+from longclip.objectives.anchored import Anchored
 from longclip.objectives.beta import Beta
 from longclip.objectives.contrastive import info_nce
+from longclip.objectives.distilled import Distilled, Teacher
+from longclip.objectives.facets import Facets
 from longclip.objectives.glimpsed import Glimpsed
 from longclip.objectives.sigmoid import pairwise_sigmoid
 from longclip.types import Embeddings, Words
 
 IMAGES, SLOTS, WIDTH, PATCHES, TOKENS = 8, 5, 12, 9, 5  # at most so many tokens in a caption
+SECOND = Teacher("second", ["second"] * 4, 3.0)
 GROUPS = {"raw": slice(0, 1), "sub": slice(1, 5)}
 
 
@@ -33,6 +37,9 @@ def terms() -> dict[str, Term]:
         "glimpsed": Glimpsed(Contrastive("sub", label_smoothing=0.1)),
         "beta": Beta("raw", "sub", heads=4),
         "beta_logistic": Beta("sub", form="logistic", heads=4),
+        "distilled": Distilled("sub", {"one": Teacher("vector", ["vector"] * 4, 9.0), "two": SECOND}),
+        "anchored": Anchored("sub"),
+        "facets": Facets("vector", facets=7, width=1, shown=3),
     }
     for term in made.values():
         term.build(WIDTH)
@@ -42,6 +49,7 @@ def terms() -> dict[str, Term]:
 READS = {
     Grouping: {"text", "patches"},
     Beta: {"text", "patches"},
+    Facets: {"image"},
     Glimpsed: {"text", "masked"},
     TextConditioned: {"text", "patches", "image"},
 }
@@ -72,12 +80,14 @@ def known(mask_GK: Tensor) -> dict[str, Tensor]:
     start_GK2 = torch.rand(*mask_GK.shape, 2, generator=random) * 0.6
     boxes_GK4 = torch.cat([start_GK2, start_GK2 + 0.35], -1)
     boxes_GK4[torch.rand(mask_GK.shape, generator=random) < 0.2] = torch.nan
+    vector_G7 = torch.randn(IMAGES, 7, generator=torch.Generator().manual_seed(2))
+    vector_G7[5] = torch.nan  # a teacher that has not seen an image
     return {
         "boxes": boxes_GK4.masked_fill(~mask_GK[..., None], torch.nan),
         "weights": torch.rand(mask_GK.shape, generator=random) * mask_GK,
         "lengths": torch.randint(2, 6, mask_GK.shape, generator=random) * mask_GK,
         "share": torch.rand(IMAGES, generator=random),  # a column of numbers
-        "vector": torch.randn(IMAGES, 7, generator=random),  # a column of vectors, as teachers make them
+        "vector": vector_G7,  # a column of vectors, as teachers make them
         "second": torch.randn(IMAGES, 5, generator=random),
     }
 
