@@ -10,13 +10,15 @@ from longclip.sentences import parse, split, texts_of, tokenise
 
 from .groups import Groups
 from .mixing import Best, Likely, Mix
-from .order import Moved, Preceded, Prefixes, Shuffled, WithoutFirst
+from .order import Beginning, Moved, Preceded, Prefixes, Shuffled, WithoutFirst
 from .phrases import Parts
 from .policies import All, Debias, First, Merged, Policy, Sentences, Source, Whole
 from .swaps import Contrasted, Swapped
+from .weighing import Scored
 
 __all__ = [
     "All",
+    "Beginning",
     "Best",
     "Contrasted",
     "Debias",
@@ -30,6 +32,7 @@ __all__ = [
     "Policy",
     "Preceded",
     "Prefixes",
+    "Scored",
     "Sentences",
     "Shuffled",
     "Source",

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
-from longclip.objectives.tiles import Gradients, Pairs, Tiles
+from longclip.objectives.tiles import Gradients, Pairs, Tiles, Window
 
 
 class Contrast(NamedTuple):
@@ -35,6 +35,7 @@ def contrast(
     pairs: Pairs,
     kin_RKE: Tensor | None = None,
     tile: tuple[int, int] | None = None,
+    window: Window | None = None,
 ) -> Contrast:
     """Log-sum-exp over the negatives of every row and of every column, slot by slot.
 
@@ -43,9 +44,10 @@ def contrast(
 
     s is `scale`; w is `kin_RKE`, which may raise negatives (HN-CLIP's margin). Softmax cross-entropy is
     then -log sigmoid(own - negatives), and several processes join what a row sees of each of them by
-    another log-sum-exp. tile: rows and columns of one. Gradient, once, to rows, columns and scale.
+    another log-sum-exp. tile: rows and columns of one. window: negatives outside it do not count in the
+    log-sum-exps (`choosing`). Gradient, once, to rows, columns and scale.
     """
-    return Contrast(*_Contrast.apply(row_RE, column_XKE, scale, pairs, kin_RKE, tile))
+    return Contrast(*_Contrast.apply(row_RE, column_XKE, scale, pairs, kin_RKE, tile, window))
 
 
 def logistic(
@@ -78,8 +80,9 @@ class _Contrast(torch.autograd.Function):
         pairs: Pairs,
         kin_RKE: Tensor | None,
         tile: tuple[int, int] | None,
+        window: Window | None,
     ) -> tuple[Tensor, ...]:
-        tiles = Tiles(row_RE, column_XKE, scale, pairs, kin_RKE, tile)
+        tiles = Tiles(row_RE, column_XKE, scale, pairs, kin_RKE, tile, window)
         slots, lowest = column_XKE.shape[1], torch.finfo(row_RE.dtype).min
         row_KR, row_best_KR = (row_RE.new_full((slots, len(row_RE)), lowest) for _ in range(2))
         own_KX, column_KX, column_best_KX = (
@@ -94,11 +97,12 @@ class _Contrast(torch.autograd.Function):
             tiles.keep_present(z_RX, at)
             row_best_KR[k, rows].clamp_min_(z_RX.amax(1))
             column_best_KX[k, columns].clamp_min_(z_RX.amax(0))
+            outside = tiles.outside(z_RX, at)
             tiles.add_kinship(z_RX, at)
-            _log_add_exp(row_KR[k, rows], z_RX, 1, tiles.buffer(at, 1))
-            _log_add_exp(column_KX[k, columns], z_RX, 0, tiles.buffer(at, 1))
+            _log_add_exp(row_KR[k, rows], inside(z_RX, outside.row_RX), 1, tiles.buffer(at, 1))
+            _log_add_exp(column_KX[k, columns], inside(z_RX, outside.column_RX), 0, tiles.buffer(at, 1))
         ctx.save_for_backward(row_RE, column_XKE, scale, row_KR, column_KX)
-        ctx.pairs, ctx.kin_RKE, ctx.tile = pairs, kin_RKE, tile
+        ctx.given = pairs, kin_RKE, tile, window
         ctx.mark_non_differentiable(row_best_KR, column_best_KX)
         return own_KX, row_KR, column_KX, row_best_KR, column_best_KX
 
@@ -108,21 +112,24 @@ class _Contrast(torch.autograd.Function):
         """dL/dz = a_r exp(z - lse_r) + b_j exp(z - lse_j) for negatives, that of own scores for own pairs."""
         row_RE, column_XKE, scale, row_KR, column_KX = ctx.saved_tensors
         d_own_KX, d_row_KR, d_column_KX, *_ = grads
-        tiles = Tiles(row_RE, column_XKE, scale, ctx.pairs, ctx.kin_RKE, ctx.tile)
+        tiles = Tiles(row_RE, column_XKE, scale, *ctx.given)
         total = Gradients(tiles)
         for at in tiles:
             k, rows, columns = at.slot, at.rows, at.columns
             z_RX = tiles.scores(at)
             tiles.keep_negatives(z_RX, at)
             tiles.keep_present(z_RX, at)
+            outside = tiles.outside(z_RX, at)
             tiles.add_kinship(z_RX, at)
             d_RX = torch.sub(z_RX, column_KX[k, columns], out=tiles.buffer(at, 1)).exp_()
+            _forget(d_RX, outside.column_RX)
             d_RX.mul_(d_column_KX[k, columns])
-            d_RX.addcmul_(z_RX.sub_(row_KR[k, rows, None]).exp_(), d_row_KR[k, rows, None])
+            _forget(z_RX.sub_(row_KR[k, rows, None]).exp_(), outside.row_RX)
+            d_RX.addcmul_(z_RX, d_row_KR[k, rows, None])
             own = d_RX.diagonal(at.diagonal)
             own.copy_(d_own_KX[k, at.own_columns(len(own))])
             total.add(d_RX, at)
-        return *total.finish(), None, None, None
+        return *total.finish(), None, None, None, None
 
 
 class _Logistic(torch.autograd.Function):
@@ -158,6 +165,17 @@ class _Logistic(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         return *(d_loss * gradient for gradient in ctx.saved_tensors), None, None
+
+
+def inside(z_RX: Tensor, outside_RX: Tensor | None) -> Tensor:
+    """-inf to what is outside: a tile of its own, since rows and columns leave out different pairs."""
+    return z_RX if outside_RX is None else z_RX.masked_fill(outside_RX, -torch.inf)
+
+
+def _forget(p_RX: Tensor, outside_RX: Tensor | None) -> None:
+    """0 to what is outside, in place, before anything multiplies it: it may be infinite."""
+    if outside_RX is not None:
+        p_RX.masked_fill_(outside_RX, 0)
 
 
 def _log_add_exp(total: Tensor, z_RX: Tensor, axis: int, buffer: Tensor) -> None:

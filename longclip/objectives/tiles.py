@@ -36,6 +36,22 @@ class Pairs(NamedTuple):
     label_R: Tensor | None = None  # int: rows with the label of a column's own row are not its negatives
 
 
+class Window(NamedTuple):
+    """From which score to which a negative counts, line by line; scores with scale and without kinship."""
+
+    row_low_KR: Tensor
+    row_high_KR: Tensor
+    column_low_KX: Tensor
+    column_high_KX: Tensor
+
+
+class Outside(NamedTuple):
+    """Which pairs of a tile do not count for their row, and which not for their column; None: all count."""
+
+    row_RX: Tensor | None = None
+    column_RX: Tensor | None = None
+
+
 class Tile(NamedTuple):
     """A part of a slot, and the diagonal of it on which own pairs lie; that may lie outside the tile."""
 
@@ -61,9 +77,10 @@ class Tiles:
         pairs: Pairs,
         kin_RKE: Tensor | None = None,
         tile: tuple[int, int] | None = None,
+        window: Window | None = None,
     ) -> None:
         self.row_RE, self.column_XKE, self.scale = row_RE, column_XKE, scale
-        self.pairs, self.kin_RKE = pairs, kin_RKE
+        self.pairs, self.kin_RKE, self.window = pairs, kin_RKE, window
         sizes = tile or (CUDA_TILE if row_RE.is_cuda else CPU_TILE)
         self._step_R, self._step_X = min(sizes[0], len(row_RE)), min(sizes[1], len(column_XKE))
         count = 2 if kin_RKE is None else 3
@@ -110,6 +127,15 @@ class Tiles:
         z_RX.add_(self._absent_XK[at.columns, at.slot])
         if self.pairs.row_mask_RK is not None:
             z_RX.masked_fill_(~self.pairs.row_mask_RK[at.rows, at.slot, None], -torch.inf)
+
+    def outside(self, z_RX: Tensor, at: Tile) -> Outside:
+        """What the window leaves out; two tiles of truth values where there is one."""
+        if self.window is None:
+            return Outside()
+        low_KR, high_KR, low_KX, high_KX = self.window
+        low_R1, high_R1 = low_KR[at.slot, at.rows, None], high_KR[at.slot, at.rows, None]
+        low_X, high_X = low_KX[at.slot, at.columns], high_KX[at.slot, at.columns]
+        return Outside((z_RX < low_R1).logical_or_(z_RX > high_R1), (z_RX < low_X).logical_or_(z_RX > high_X))
 
     def add_kinship(self, z_RX: Tensor, at: Tile) -> None:
         """scale * kin . column, which stays in buffer 2 without scale; 0 for own pairs."""
