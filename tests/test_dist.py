@@ -12,8 +12,11 @@ from longclip.objectives.beta import Beta
 from longclip.objectives.contrastive import info_nce
 from longclip.objectives.distilled import Distilled, Teacher
 from longclip.objectives.facets import Facets
+from longclip.objectives.gates import Gated
 from longclip.objectives.glimpsed import Glimpsed
+from longclip.objectives.noise import NoiseAdaptive
 from longclip.objectives.sigmoid import pairwise_sigmoid
+from longclip.objectives.visualness import Visualness
 from longclip.types import Embeddings, Words
 
 IMAGES, SLOTS, WIDTH, PATCHES, TOKENS = 8, 5, 12, 9, 5  # at most so many tokens in a caption
@@ -40,6 +43,12 @@ def terms() -> dict[str, Term]:
         "distilled": Distilled("sub", {"one": Teacher("vector", ["vector"] * 4, 9.0), "two": SECOND}),
         "anchored": Anchored("sub"),
         "facets": Facets("vector", facets=7, width=1, shown=3),
+        "weighted": Contrastive("sub", label_smoothing=0.1, image_to_text=0.75, weighted=True),
+        "chosen": Contrastive("sub", margin=0.5, false_above=0.1, hardest=2),
+        "gated": Gated(["raw", "sub"]),
+        "noisy": NoiseAdaptive("sub", momentum=0.5),
+        "told": NoiseAdaptive("sub", column="share"),
+        "visual": Visualness(["raw", "sub"], gated=True),
     }
     for term in made.values():
         term.build(WIDTH)
