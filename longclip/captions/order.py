@@ -73,6 +73,18 @@ class Preceded:
 
 
 @dataclass(frozen=True)
+class Beginning:
+    """The first n sentences, n ~ U{1..all} (SmartCLIP, CVPR 2025, arXiv 2507.22264)."""
+
+    source: Sources = None
+    count: ClassVar[int] = 1
+
+    def __call__(self, captions: Sequence[Caption], rng: random.Random, progress: float = 0.0) -> list[Text]:
+        sentences = _sentences(captions, self.source)
+        return [text(sentences[: rng.randint(1, len(sentences))])] if sentences else []
+
+
+@dataclass(frozen=True)
 class Prefixes:
     """`count` beginnings of the caption, each longer than the one before, the last one whole.
 
