@@ -40,9 +40,9 @@ class Said:
         self._bags = [frozenset(content) for content in contents]
         self._rows = [f" {' '.join(content)} " for content in contents]
 
-    def has(self, sentence: str, claim: frozenset[str] | None) -> bool:
-        """Whether a caption says the sentence, or all words of the claim in one sentence."""
-        if claim is not None and any(claim <= bag for bag in self._bags):
+    def has(self, sentence: str, claims: Iterable[frozenset[str]]) -> bool:
+        """Whether a caption says the sentence, or all words of one claim in one sentence."""
+        if any(claim <= bag for claim in claims for bag in self._bags):
             return True
         said = f" {' '.join(self.lexicon.content(sentence))} "
         return any(said in row for row in self._rows)
@@ -69,19 +69,21 @@ def swapped(sentence: str, swap: Swap) -> str:
     return sentence
 
 
-def claim(sentence: str, swap: Swap, lexicon: Lexicon) -> frozenset[str] | None:
-    """What the change has the sentence say: it is true where a caption has all these words in one sentence.
+def claims(sentence: str, swap: Swap, lexicon: Lexicon) -> list[frozenset[str]]:
+    """What the change has the sentence say: words that a caption may not have in one sentence.
 
-    Of an attribute: the new word and what it is said of; of a relation: all that is said. None: the words are
-    the same, so that only their order can tell.
+    Of an attribute: the new word and anything that it may be said of; of a relation: all that is said. None
+    where the words are the same, so that only their order can tell.
     """
     if swap.kind == "order":
-        return None
+        return []
     if swap.kind == "relation":
-        return frozenset(lexicon.content(swapped(sentence, swap)))
+        return [frozenset(lexicon.content(swapped(sentence, swap)))]
     (edit,) = swap.edits
-    about = lexicon.phrase(sentence, edit.end)[-1:]
-    return frozenset([lexicon.plain(edit.new), *(lexicon.plain(word.low) for word in about)])
+    phrase = lexicon.phrase(sentence, edit.end)
+    about = [lexicon.plain(word.low) for word in phrase if word.low not in lexicon.canonical]
+    new = lexicon.plain(edit.new)
+    return [frozenset([new, thing]) for thing in about] or [frozenset([new])]
 
 
 def _exchanged_attributes(sentence: str, lexicon: Lexicon) -> Iterator[Swap]:

@@ -26,7 +26,8 @@ from ..towers import configs
 from ..types import UserError
 
 _MODULES = {module.__name__: module for module in (captions, images, joining)}
-_CONTEXT = "${model.backbone.context_length}"  # the one reference that recipes hold
+_CONTEXT = "${model.backbone.context_length}"  # recipes refer to this, and to captions of their own
+_GROUP = re.compile(r"\$\{recipe\.captions\.([\w-]+)\}$")
 
 
 class Recipe(NamedTuple):
@@ -64,7 +65,8 @@ def read(name: str, architecture: str | None = None) -> Recipe:
     described = configs.named(model)
     own = described["text_cfg"].get("context_length", 77) if "architecture" in backbone else 248
     context = backbone.get("context_length") or own
-    policies = _build(_node(config, "recipe", "captions", path=path), context, path)
+    groups = _node(config, "recipe", "captions", path=path)
+    policies = _build({name: _referred(node, groups) for name, node in groups.items()}, context, path)
     if not policies:
         raise UserError(f"{path} has no caption groups; name a recipe that has some under recipe.captions")
     data = _node(config, "data", path=path)
@@ -111,6 +113,14 @@ def _node(config: Mapping[str, Any], *keys: str, path: Path) -> dict[str, Any]:
         if not isinstance(node, dict):
             raise UserError(f"{path}: {key} is {node!r:.60}, where keys and values are expected")
     return node
+
+
+def _referred(node: Any, groups: Mapping[str, Any]) -> Any:
+    """A group with the policies that it refers to written out."""
+    if isinstance(node, dict):
+        return {key: _referred(value, groups) for key, value in node.items()}
+    named = _GROUP.match(node) if isinstance(node, str) else None
+    return groups.get(named[1], node) if named else node
 
 
 def _build(node: Any, context: int, path: Path) -> Any:
