@@ -13,8 +13,13 @@ from longclip.objectives.contrastive import info_nce
 from longclip.objectives.distilled import Distilled, Teacher
 from longclip.objectives.facets import Facets
 from longclip.objectives.gates import Gated
+from longclip.objectives.corners import Corners
 from longclip.objectives.glimpsed import Glimpsed
+from longclip.objectives.late import Late
+from longclip.objectives.masked import Masked
+from longclip.objectives.local import LocalNegatives
 from longclip.objectives.noise import NoiseAdaptive
+from longclip.objectives.own_row import Choice, OwnRow
 from longclip.objectives.sigmoid import pairwise_sigmoid
 from longclip.objectives.visualness import Visualness
 from longclip.types import Embeddings, Words
@@ -38,6 +43,9 @@ def terms() -> dict[str, Term]:
         "sigmoid": Sigmoid("sub"),
         "conditioned": TextConditioned("sub", heads=4),
         "glimpsed": Glimpsed(Contrastive("sub", label_smoothing=0.1)),
+        "corners": Corners("sub", label_smoothing=0.1),
+        "late": Late("sub"),
+        "masked": Masked("sub", heads=4),
         "beta": Beta("raw", "sub", heads=4),
         "beta_logistic": Beta("sub", form="logistic", heads=4),
         "distilled": Distilled("sub", {"one": Teacher("vector", ["vector"] * 4, 9.0), "two": SECOND}),
@@ -48,6 +56,9 @@ def terms() -> dict[str, Term]:
         "gated": Gated(["raw", "sub"]),
         "noisy": NoiseAdaptive("sub", momentum=0.5),
         "told": NoiseAdaptive("sub", column="share"),
+        "own_row": OwnRow("raw", "sub"),
+        "choice": Choice("raw", "sub"),
+        "local": LocalNegatives("raw", "sub"),
         "visual": Visualness(["raw", "sub"], gated=True),
     }
     for term in made.values():
@@ -57,9 +68,13 @@ def terms() -> dict[str, Term]:
 
 READS = {
     Grouping: {"text", "patches"},
+    LocalNegatives: {"text", "patches"},
     Beta: {"text", "patches"},
     Facets: {"image"},
+    Late: {"patches", "words"},
+    Masked: {"text", "image", "words"},
     Glimpsed: {"text", "masked"},
+    Corners: {"corners", "image"},
     TextConditioned: {"text", "patches", "image"},
 }
 """What a term's gradient reaches where that is not images and texts."""
@@ -80,6 +95,7 @@ def leaves() -> tuple[dict[str, Tensor], Tensor]:
     mask_BK[:4, 3] = False  # absent on a whole process
     mask_BK[7] = False  # an image without any caption
     features["masked"] = torch.randn(IMAGES, WIDTH, generator=random)
+    features["corners"] = torch.randn(IMAGES, SLOTS, 2, WIDTH, generator=random)
     return features, mask_BK
 
 
@@ -126,6 +142,7 @@ def judge() -> Results:
         gather=dist.Gather(),
         patches_BPE=local["patches"],
         masked_BE=normalize(local["masked"], dim=-1),
+        corners_BKME=normalize(local["corners"], dim=-1) * mask_BK[..., None, None],
         words=Words(
             local["words"][torch.arange(TOKENS) < mine["lengths"][..., None]], mine["lengths"].int().numpy()
         ),
@@ -180,7 +197,7 @@ def collectives(embeddings: Embeddings) -> Results:
 
 def merge(parts: list[Results], key: str) -> Tensor:
     """What data parallelism makes of the processes' results: the mean, features joined."""
-    if key.split("/")[-1] in ("image", "text", "patches", "words", "masked"):
+    if key.split("/")[-1] in leaves()[0]:
         return torch.cat([part[key] for part in parts]) / len(parts)
     return torch.stack([part[key] for part in parts]).mean(0)
 
