@@ -10,16 +10,19 @@ from longclip.objectives import Contrastive, Grouping, PrimaryComponents, Sigmoi
 from longclip.objectives.anchored import Anchored
 from longclip.objectives.beta import Beta
 from longclip.objectives.contrastive import info_nce
+from longclip.objectives.corners import Corners
 from longclip.objectives.distilled import Distilled, Teacher
 from longclip.objectives.facets import Facets
 from longclip.objectives.gates import Gated
-from longclip.objectives.corners import Corners
 from longclip.objectives.glimpsed import Glimpsed
+from longclip.objectives.grounding import Grounding
 from longclip.objectives.late import Late
-from longclip.objectives.masked import Masked
 from longclip.objectives.local import LocalNegatives
+from longclip.objectives.masked import Masked
+from longclip.objectives.matching import Matching
 from longclip.objectives.noise import NoiseAdaptive
 from longclip.objectives.own_row import Choice, OwnRow
+from longclip.objectives.regions import RegionChoice, Regions
 from longclip.objectives.sigmoid import pairwise_sigmoid
 from longclip.objectives.visualness import Visualness
 from longclip.types import Embeddings, Words
@@ -59,6 +62,12 @@ def terms() -> dict[str, Term]:
         "own_row": OwnRow("raw", "sub"),
         "choice": Choice("raw", "sub"),
         "local": LocalNegatives("raw", "sub"),
+        "regions": Regions("sub"),
+        "one_scale": Regions("sub", own_scale=False),
+        "region_choice": RegionChoice("raw", "sub"),
+        "grounding": Grounding("sub"),
+        "matching": Matching("sub", queries=6, layers=1, heads=4),
+        "by_patches": Matching("sub", queries=None),
         "visual": Visualness(["raw", "sub"], gated=True),
     }
     for term in made.values():
@@ -73,6 +82,10 @@ READS = {
     Facets: {"image"},
     Late: {"patches", "words"},
     Masked: {"text", "image", "words"},
+    Regions: {"text", "patches"},
+    RegionChoice: {"text", "patches"},
+    Grounding: {"text", "patches"},
+    Matching: {"text", "patches"},
     Glimpsed: {"text", "masked"},
     Corners: {"corners", "image"},
     TextConditioned: {"text", "patches", "image"},
@@ -141,6 +154,7 @@ def judge() -> Results:
         scale=temperature.exp(),
         gather=dist.Gather(),
         patches_BPE=local["patches"],
+        grid=(3, 3),
         masked_BE=normalize(local["masked"], dim=-1),
         corners_BKME=normalize(local["corners"], dim=-1) * mask_BK[..., None, None],
         words=Words(
