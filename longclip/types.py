@@ -131,6 +131,7 @@ class Embeddings:
     grid: tuple[int, int] | None = None  # patches down and across, row by row; None where some were left out
     words: Words | None = None
     masked_BE: Tensor | None = None  # the images with most of their patches hidden, as `image_BE`
+    corners_BKME: Tensor | None = None  # further features of every text, as `text_BKE`
     start: Embeddings | None = (
         None  # the same batch as the weights at the start of the run embed it, no gradient
     )

@@ -41,6 +41,7 @@ class Pretence:
         self.module, self.tower, self.lengths_BK = module, module.tower.train(), lengths_BK
         self.precision, self.patches = precision, "patches" in module.needs
         self.words, self.masked = "words" in module.needs, "masked" in module.needs
+        self.corners = "corners" in module.needs
         self.size = int(np.max(self.tower.preprocess_cfg["size"]))
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         with self.fake:
@@ -66,9 +67,10 @@ class Pretence:
         typical_BK = self.lengths_BK[np.argsort(abs(tokens_B - tokens_B.mean()), kind="stable")[:IMAGES]]
         more = float(tokens_B.mean() / typical_BK.sum(1).mean())
         image = line(lambda images: self._counted(lambda: list(self._images(images).values())), IMAGES)
+        slots = typical_BK.shape[1]
         text = line(
             lambda images: self._counted(
-                lambda: self._texts(np.resize(typical_BK, (images, typical_BK.shape[1])))
+                lambda: list(self._texts(np.resize(typical_BK, (images, slots))).values())
             ),
             len(typical_BK),
         )
@@ -87,7 +89,7 @@ class Pretence:
             counts.forward * more**2, counts.flops * more**2, counts.saved * more, counts.peak * more
         )
         leaves = [found.image_BE, found.text_BKE, found.patches_BPE, found.masked_BE]
-        leaves.append(found.words and found.words.states_TE)
+        leaves += [found.corners_BKME, found.words and found.words.states_TE]
         return counts, round(more * sum(_bytes(leaf) for leaf in leaves if leaf is not None))
 
     def _counted(self, forward: Callable[[], list[Tensor]]) -> Counts:
@@ -115,14 +117,16 @@ class Pretence:
     def _pixels(self, images: int) -> Tensor:
         return torch.empty(images, 3, self.size, self.size, dtype=torch.uint8)
 
-    def _texts(self, lengths_BK: NDArray[np.int32]) -> list[Tensor]:
+    def _texts(self, lengths_BK: NDArray[np.int32]) -> dict[str, Tensor]:
+        """The same of the text tower."""
         tokens_T = torch.zeros(int(lengths_BK.sum()), dtype=torch.int32)
         with self._autocast():
-            found = self.tower.embed_texts(tokens_T, lengths_BK, self.words)
+            made = self.tower.embed_texts(tokens_T, lengths_BK, self.words, self.corners)
             for start in self.tower.start:
                 with torch.no_grad():
                     start.embed_texts(tokens_T, lengths_BK)
-            return [x for x in found if x is not None]
+            names = ("text_BKE", "words_TE", "corners_BKME")
+            return {name: x for name, x in zip(names, made, strict=True) if x is not None}
 
     def _embeddings(self, images: int, world: int) -> Embeddings:
         """Leaves of the shapes that the towers give, with a gradient where the towers have one."""
@@ -130,10 +134,12 @@ class Pretence:
         with self.fake:
             seen = {name: _leaf(x, images) for name, x in self._images(IMAGES).items()}
             patches_BPE = seen.get("patches_BPE")
-            text, *words = self._texts(lengths_BK[:IMAGES])
+            read = self._texts(lengths_BK[:IMAGES])
+            words_TE = read.pop("words_TE", None)
+            read = {name: _leaf(x, images) for name, x in read.items()}
             made = Embeddings(
                 image_BE=seen["image_BE"],
-                text_BKE=_leaf(text, images),
+                text_BKE=read["text_BKE"],
                 mask_BK=torch.from_numpy(lengths_BK > 0),
                 slots=self.module.slots,
                 scale=self.tower.backbone.logit_scale.float().exp().squeeze(),
@@ -143,7 +149,8 @@ class Pretence:
                 grid=None
                 if patches_BPE is None
                 else grid(self.tower.backbone.visual, self._pixels(0), patches_BPE),
-                words=Words(_leaf(words[0], int(lengths_BK.sum())), lengths_BK) if words else None,
+                words=None if words_TE is None else Words(_leaf(words_TE, int(lengths_BK.sum())), lengths_BK),
+                corners_BKME=read.get("corners_BKME"),
                 boxes_BK4=torch.empty(*lengths_BK.shape, 4),
                 weights_BK=torch.empty(lengths_BK.shape),
                 columns=self._columns(images),

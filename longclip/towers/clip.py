@@ -21,6 +21,7 @@ from ..tokens import pack
 from ..types import Batch, Embeddings, Text, UserError, Words
 from .attention import Layout
 from .chunks import Chunk, chunks, in_backward_again
+from .corners import cornered, encode_corners, first_corners
 from .glimpse import Glimpse, check_glimpses, encode_glimpse
 from .image import check_patches, encode_patches, grid, take_any_side
 from .lora import Lora, adapt
@@ -54,16 +55,18 @@ class DualTower(nn.Module):
         freeze: which towers are locked.
         lora: matrices of what is not locked learn differences of low rank alone.
         glimpse: how images with hidden patches look, where a term reads them.
+        corners: how many further features a text has, where a term reads them.
         grad_checkpointing: recompute activations block by block in the backward pass.
         compile: `torch.compile` both encoders (token counts are dynamic).
         scale: initial temperature factor exp(logit_scale); None keeps what the weights bring.
     """
 
-    NEEDS: ClassVar[frozenset[str]] = frozenset({"patches", "words", "masked", "start"})
+    NEEDS: ClassVar[frozenset[str]] = frozenset({"patches", "masked", "words", "corners", "start"})
     """What terms may ask for beyond global features: fields of `Embeddings`, less their axes."""
 
     backbone: Any  # open_clip's CLIP or CustomTextCLIP
-    hidden_D: Tensor | None
+    hidden_D: Tensor | None  # shown for hidden patches
+    corners_MD: Tensor | None  # stand behind every text
     mean_C11: Tensor
     std_C11: Tensor
 
@@ -76,6 +79,7 @@ class DualTower(nn.Module):
         scale: float | None = None,
         lora: Lora = Lora(),
         glimpse: Glimpse = Glimpse(),
+        corners: int = 2,
     ) -> None:
         super().__init__()
         self.backbone = backbone.model
@@ -88,8 +92,9 @@ class DualTower(nn.Module):
             log.warning("text runs padded to %d tokens: %s", self.context_length, self.padded_because)
         take_any_side(self.backbone.visual)
         pool_alone(self.backbone.visual)
-        self.glimpse = glimpse
-        self.register_parameter("hidden_D", None)  # shown for hidden patches; trained, never exported
+        self.glimpse, self.corners = glimpse, corners
+        for name in ("hidden_D", "corners_MD"):  # made where a term reads it; trained, never exported
+            self.register_parameter(name, None)
         _lock(self.backbone, freeze)
         adapt(self.backbone, lora)
         self.grad_checkpointing = grad_checkpointing
@@ -99,11 +104,13 @@ class DualTower(nn.Module):
             with torch.no_grad():
                 self.backbone.logit_scale.fill_(torch.tensor(scale).log())
         self._encode_packed, self._encode_words = encode_packed, encode_words
+        self._encode_corners = encode_corners
         self._published_LD = backbone.published_LD
         self.start: list[DualTower] = []  # in a list, so that it is neither trained nor saved
         if compile:
             self._encode_packed = torch.compile(encode_packed, dynamic=True)
             self._encode_words = torch.compile(encode_words, dynamic=True)
+            self._encode_corners = torch.compile(encode_corners, dynamic=True)
             self.backbone.visual.compile()
 
     @property
@@ -123,11 +130,13 @@ class DualTower(nn.Module):
             check_glimpses(self.backbone.visual, self.glimpse)
             if self.glimpse.replace and self.hidden_D is None:
                 self.hidden_D = nn.Parameter(torch.zeros(self.backbone.visual.conv1.out_channels))
-        if "words" in needs and self.padded_because:
+        if {"words", "corners"} & needs and self.padded_because:
             raise UserError(
                 "a term of this recipe reads every token of a caption, which this text tower does not give: "
                 f"{self.padded_because}; choose open_clip's own (model.backbone.architecture=ViT-B-16)"
             )
+        if "corners" in needs and self.corners_MD is None:
+            self.corners_MD = nn.Parameter(first_corners(self.backbone, self.tokenizer, self.corners))
         if "start" in needs and not self.start:
             self.start.append(frozen(self, self._published_LD))
 
@@ -163,6 +172,19 @@ class DualTower(nn.Module):
         layout = Layout(lengths_S, tokens_T.device)
         words_TE = self._encode_words(self.backbone, tokens_T, layout)
         return F.normalize(words_TE.index_select(0, layout.ends_S).float(), dim=-1), words_TE
+
+    def encode_corners(self, tokens_T: Tensor, lengths_S: NDArray[np.int32]) -> tuple[Tensor, Tensor, Tensor]:
+        """As `encode_words`, and what the corners say: corners_SME, L2-normalised float32."""
+        if len(lengths_S) == 0:
+            nothing = self._nothing(tokens_T)
+            return nothing, nothing, nothing[:, None].expand(0, self.corners, -1)
+        assert self.corners_MD is not None, "check_needs makes them"
+        layout = Layout(lengths_S, tokens_T.device)
+        words_TE, corners_SME = self._encode_corners(
+            self.backbone, tokens_T, self.corners_MD, cornered(layout)
+        )
+        text_SE = words_TE.index_select(0, layout.ends_S)
+        return F.normalize(text_SE.float(), dim=-1), words_TE, F.normalize(corners_SME.float(), dim=-1)
 
     def _nothing(self, tokens_T: Tensor) -> Tensor:
         return torch.zeros(0, self.model_cfg["embed_dim"], device=tokens_T.device)
@@ -222,14 +244,16 @@ class DualTower(nn.Module):
             for part in parts
             if "masked" in needs
         ]
-        texts = [run(self.embed_texts, part.tokens_T, part.lengths_BK, "words" in needs) for part in parts]
+        wants = "words" in needs, "corners" in needs
+        texts = [run(self.embed_texts, part.tokens_T, part.lengths_BK, *wants) for part in parts]
         lengths_BK = np.concatenate([part.lengths_BK for part in parts])
         image_BE = _side_by_side([image for image, _ in images])
         patches = [patches_BPE for _, patches_BPE in images if patches_BPE is not None]
-        words = [words_TE for _, words_TE in texts if words_TE is not None]
+        words = [words_TE for _, words_TE, _ in texts if words_TE is not None]
+        corners = [corners_BKME for *_, corners_BKME in texts if corners_BKME is not None]
         return Embeddings(
             image_BE=image_BE,
-            text_BKE=_side_by_side([text for text, _ in texts]),
+            text_BKE=_side_by_side([text for text, *_ in texts]),
             mask_BK=torch.from_numpy(lengths_BK > 0).to(scale.device),
             slots=slots,
             scale=scale.float().exp().squeeze(),  # [1] in some open_clip models
@@ -238,6 +262,7 @@ class DualTower(nn.Module):
             masked_BE=_side_by_side(masked) if masked else None,
             grid=grid(self.backbone.visual, parts[0].pixels_BCHW, patches[0]) if patches else None,
             words=Words(_side_by_side(words), lengths_BK) if words else None,
+            corners_BKME=_side_by_side(corners) if corners else None,
         )
 
     def embed_images(
@@ -261,20 +286,32 @@ class DualTower(nn.Module):
         return F.normalize(masked_BE.float(), dim=-1)
 
     def embed_texts(
-        self, tokens_T: Tensor, lengths_BK: NDArray[np.int32], words: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """(text_BKE, zeros where there is no caption; words_TE where asked for). Lengths are on the host."""
+        self, tokens_T: Tensor, lengths_BK: NDArray[np.int32], words: bool = False, corners: bool = False
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(text_BKE, zeros where there is no caption; words_TE and corners_BKME where asked for).
+
+        Lengths are on the host.
+        """
         lengths_X = lengths_BK.ravel()
         present_S = np.flatnonzero(lengths_X)
-        lengths_S, words_TE = lengths_X[present_S], None
-        if words:
+        lengths_S, words_TE, corners_SME = lengths_X[present_S], None, None
+        if corners:
+            text_SE, words_TE, corners_SME = self.encode_corners(tokens_T, lengths_S)
+        elif words:
             text_SE, words_TE = self.encode_words(tokens_T, lengths_S)
         else:
             text_SE = self.encode_text(tokens_T, lengths_S)
-        text_XE = text_SE.new_zeros(len(lengths_X), text_SE.shape[-1])
         where_S = torch.from_numpy(present_S).to(tokens_T.device, non_blocking=True)
-        text_XE = text_XE.index_copy(0, where_S, text_SE)
-        return text_XE.view(*lengths_BK.shape, -1), words_TE
+
+        def slots(x_SE: Tensor) -> Tensor:
+            x_XE = x_SE.new_zeros(len(lengths_X), *x_SE.shape[1:]).index_copy(0, where_S, x_SE)
+            return x_XE.unflatten(0, lengths_BK.shape)
+
+        return (
+            slots(text_SE),
+            words_TE if words else None,
+            None if corners_SME is None else slots(corners_SME),
+        )
 
 
 def _at_once(encode: Callable[..., Any], *args: Any) -> Any:

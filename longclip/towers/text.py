@@ -11,6 +11,7 @@ such a tower runs padded, through open_clip's own forward.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -53,32 +54,38 @@ def encode_packed(model: Any, tokens_T: Tensor, layout: Layout) -> Tensor:
     """Flat tokens -> text_SE. The last block computes its MLP for the end tokens only."""
     x_TD = _all_but_last(model, tokens_T, layout)
     text: Any = text_module(model)
-    return _projected(text, text.ln_final(_last_block(text.transformer.resblocks[-1], x_TD, layout)))
+    return projected(text, text.ln_final(_last_block(text.transformer.resblocks[-1], x_TD, layout)))
 
 
 def encode_words(model: Any, tokens_T: Tensor, layout: Layout) -> Tensor:
     """Flat tokens -> words_TE: every token as `encode_packed` gives the end tokens."""
     x_TD = _all_but_last(model, tokens_T, layout)
     text: Any = text_module(model)
-    return _projected(text, text.ln_final(_block(text.transformer.resblocks[-1], x_TD, layout)))
+    return projected(text, text.ln_final(through(text.transformer.resblocks[-1], x_TD, layout)))
 
 
-def _projected(text: Any, x_XD: Tensor) -> Tensor:
+def projected(text: Any, x_XD: Tensor) -> Tensor:
+    """From the tower's width into the joint space."""
     projection = text.text_projection
     if projection is None:
         return x_XD
     return projection(x_XD) if isinstance(projection, nn.Linear) else x_XD @ projection
 
 
+def embedded(text: Any, tokens_T: Tensor, layout: Layout) -> Tensor:
+    """Tokens with their positions, before the first block."""
+    x_TD = F.embedding(tokens_T, text.token_embedding.weight)
+    return x_TD + text.positional_embedding.index_select(0, layout.positions_T)
+
+
 def _all_but_last(model: Any, tokens_T: Tensor, layout: Layout) -> Tensor:
     text: Any = text_module(model)
-    x_TD = F.embedding(tokens_T, text.token_embedding.weight)
-    x_TD = x_TD + text.positional_embedding.index_select(0, layout.positions_T)
+    x_TD = embedded(text, tokens_T, layout)
     for block in text.transformer.resblocks[:-1]:
         if text.transformer.grad_checkpointing and torch.is_grad_enabled():
-            x_TD = checkpoint(_block, block, x_TD, layout, use_reentrant=False)
+            x_TD = checkpoint(through, block, x_TD, layout, use_reentrant=False)
         else:
-            x_TD = _block(block, x_TD, layout)
+            x_TD = through(block, x_TD, layout)
     return x_TD
 
 
@@ -89,16 +96,19 @@ def encode_padded(
     return model.encode_text(unpack(tokens_T, lengths_S, context, pad_id))
 
 
-def _block(block: Any, x_TD: Tensor, layout: Layout) -> Tensor:
+def through(
+    block: Any, x_TD: Tensor, layout: Any, attend: Callable[..., Tensor] = packed_attention
+) -> Tensor:
+    """A block on rows that look at each other as `attend(qkv_T3HD, layout)` lets them."""
     attn = block.attn
     qkv = F.linear(block.ln_1(x_TD), attn.in_proj_weight, attn.in_proj_bias)
-    mixed = attn.out_proj(packed_attention(qkv.unflatten(1, (3, attn.num_heads, -1)), layout).flatten(1))
+    mixed = attn.out_proj(attend(qkv.unflatten(1, (3, attn.num_heads, -1)), layout).flatten(1))
     x_TD = x_TD + block.ls_1(mixed)
     return x_TD + block.ls_2(block.mlp(block.ln_2(x_TD)))
 
 
 def _last_block(block: Any, x_TD: Tensor, layout: Layout) -> Tensor:
-    """As `_block`, but only the end tokens ask: the others would not be read."""
+    """As `through`, but only the end tokens ask: the others would not be read."""
     attn, width = block.attn, x_TD.shape[-1]
     weight, bias = attn.in_proj_weight, attn.in_proj_bias
     normed_TD = block.ln_1(x_TD)
