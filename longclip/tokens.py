@@ -13,10 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from itertools import accumulate, chain, pairwise
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -120,16 +121,17 @@ def pack(texts: Sequence[Sequence[Text | None]], tokenizer: Tokenizer, limit: in
     shape = (len(texts), len(texts[0]) if texts else 0)
     assert all(len(row) == shape[1] for row in texts), "every image has the same number of caption slots"
     code = tokenizer.typecode
-    start, end, tokens = array(code, prefix), array(code, suffix), array(code)
-    counts: list[int] = []
+    tokens, counts = array(code, prefix), list[int]()
+    seam = array(code, suffix + prefix)  # between two texts: one piece to copy instead of two
     for text in chain.from_iterable(texts):
         if text is None:
             counts.append(-extra)  # so that its length is 0
             continue
-        tokens += start
-        tokens += text.ids[:kept]
-        tokens += end
-        counts.append(len(text.ids))
+        ids = text.ids
+        counts.append(len(ids))
+        tokens += ids if len(ids) <= kept else ids[:kept]
+        tokens += seam
+    del tokens[len(tokens) - len(prefix) :]
     counts_BK = np.array(counts, np.int32).reshape(shape)
     dropped_BK = (counts_BK - room).clip(0)
     withheld_BK = (counts_BK - dropped_BK - kept).clip(0)
@@ -149,15 +151,24 @@ def stored(ids: bytes, counts: Iterable[int], tokenizer: Tokenizer | None = None
     Raises:
         ValueError: `counts` do not add up to the number of ids, or an id is not of the vocabulary.
     """
-    found = np.frombuffer(ids, "<u2")
-    if tokenizer and len(found) and (highest := np.maximum.reduce(found)) >= tokenizer.vocab_size:
+    flat, start = array("H", ids), 0
+    if sys.byteorder == "big":
+        flat.byteswap()
+    if (
+        tokenizer
+        and flat
+        and (highest := np.maximum.reduce(np.frombuffer(flat, "H"))) >= tokenizer.vocab_size
+    ):
         raise ValueError(f"token id {highest} of a vocabulary of {tokenizer.vocab_size}")
-    code = tokenizer.typecode if tokenizer else NO_IDS.typecode
-    flat = array(code, found.astype(code, copy=False).tobytes())
-    ends = list(accumulate(counts, initial=0))
-    if ends[-1] != len(flat):
-        raise ValueError(f"{len(flat)} ids for sentences of {ends[-1]}")
-    return [flat[start:end] for start, end in pairwise(ends)]
+    if tokenizer and tokenizer.typecode != flat.typecode:
+        flat = array(tokenizer.typecode, flat)
+    sentences = []
+    for count in counts:
+        sentences.append(flat[start : start + count])
+        start += count
+    if start != len(flat):
+        raise ValueError(f"{len(flat)} ids for sentences of {start}")
+    return sentences
 
 
 def unpack(tokens_T: Tensor, lengths_S: ArrayLike, context_length: int, pad_id: int = 0) -> Tensor:
