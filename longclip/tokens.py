@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike
 from open_clip import tokenizer as clip_text
 from torch import Tensor
 
-from longclip.types import NO_IDS, Ids, Text, UserError
+from longclip.types import Ids, Text, UserError
 
 CACHE_LIMIT = 2**17  # chunks per process, about 25 MB
 CACHED_LENGTH = 40  # longer chunks are links or scripts without spaces: they hardly come again
