@@ -55,7 +55,7 @@ class DataModule(lightning.LightningDataModule):
         train: folder of the training shards, or several: {NAME: {folder: ..., weight: ..., sidecar: ...}}.
         judge: folders of the evaluation sets, which are also their names.
         plan: how much of it is shown, in which order and batches.
-        groups: caption slots of the recipe.
+        groups: caption slots of the recipe; None where nothing is trained.
         tokenizer: of the model.
         preprocess: size, resize_mode and interpolation of the model's images, as open_clip names them.
         curriculum: image side and caption length while training, never when judging.
@@ -78,7 +78,7 @@ class DataModule(lightning.LightningDataModule):
         train: str | Mapping[str, Any],
         judge: Sequence[str],
         plan: Plan,
-        groups: Groups,
+        groups: Groups | None,
         tokenizer: Tokenizer,
         preprocess: Mapping[str, Any],
         curriculum: Curriculum | None = None,
@@ -93,7 +93,7 @@ class DataModule(lightning.LightningDataModule):
         self.storage, self.ledger = storage or Storage(), Ledger(max_faults)
         self.root, self.sources, self.judge = root, sources(train), list(judge)
         self.plan, self.workers, self.sidecar = plan, workers, sidecar or Join()
-        self.groups, self.tokenizer = groups.reading(tokenizer.ids), tokenizer
+        self.groups, self.tokenizer = groups and groups.reading(tokenizer.ids), tokenizer
         self.transform, self.augment, self.prepare = transform_of(preprocess), augment, prepare
         self.curriculum = curriculum or Curriculum()
         self.position = self._steps = 0
@@ -192,6 +192,7 @@ class DataModule(lightning.LightningDataModule):
         return JudgeBatches(self._open(split), batch_size, groups, self.transform)
 
     def _samples(self) -> Samples:
+        assert self.groups is not None, "these data were opened to judge with"
         return Samples(self.corpus, self._stream, self.groups, self.transform, self.augment, self.plan)
 
     def _batches(self) -> Batches:
