@@ -39,7 +39,16 @@ def made_up(images=IMAGES, slots=4, size=24, channels=3):
     tokens_T = torch.randint(1, 49000, (int(lengths_BK.sum()),), generator=random, dtype=torch.int32)
     pixels = torch.randint(0, 256, (images, channels, size, size), generator=random, dtype=torch.uint8)
     keys = [f"image-{b}" for b in range(images)]
-    return Batch(keys, pixels, tokens_T, lengths_BK, torch.zeros_like(lengths_BK), int(lengths_BK.max()))
+    dropped_BK, longest = torch.zeros_like(lengths_BK), int(lengths_BK.max())
+    return Batch(keys, pixels, tokens_T, lengths_BK, dropped_BK, longest, boxes_BK4=boxes(lengths_BK))
+
+
+def boxes(lengths_BK):
+    """One for most captions."""
+    random = torch.Generator().manual_seed(1)
+    low_BK2 = torch.rand(*lengths_BK.shape, 2, generator=random) / 2
+    absent_BK = (lengths_BK == 0) | (torch.rand(lengths_BK.shape, generator=random) < 0.2)
+    return torch.cat([low_BK2, low_BK2 + 0.4], -1).masked_fill(absent_BK[..., None], torch.nan)
 
 
 def module_of(tower, terms=None, slots=SLOTS, micro_batch=None):
@@ -60,8 +69,10 @@ def step(module, batch, micro_batch):
 
 
 def check(module, batch, sizes, tolerance=1e-5):
+    start = {name: x.clone() for name, x in module.terms.state_dict().items()}  # terms may have a memory
     loss, grads = step(module, batch, None)
     for size in sizes:
+        module.terms.load_state_dict(start)
         again, parts = step(module, batch, size)
         torch.testing.assert_close(again, loss, rtol=tolerance, atol=0)
         assert parts.keys() == grads.keys()
