@@ -9,7 +9,7 @@ constant features score 0 %, not 100 %.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -18,6 +18,9 @@ from torch import Tensor
 from longclip.types import UserError
 
 CUTOFFS = (1, 5, 10)
+
+Score = Callable[[slice | Tensor, slice | Tensor], Tensor]
+"""Numbers of C queries and X items -> [C, X] float32; equal queries and items score the same anywhere."""
 
 
 class Places(NamedTuple):
@@ -37,10 +40,8 @@ def places(
 ) -> Places:
     """The place of the best right item among all items for every query, and the strongest wrong one.
 
-    An item is right where its owner equals the query's. Place = 1 + wrong items that score at least
-    as high as the best right one; other right items never stand in the way. Scores are dot products in
-    float64, rounded to float32, so that equal features tie wherever they stand; at most
-    `chunk` queries by `across` items of them are in memory.
+    Scores are dot products in float64, rounded to float32, so that equal features tie wherever they stand;
+    the rest is as in `placed`.
 
     Raises UserError on features that are not finite; every query must have a right item.
 
@@ -48,26 +49,52 @@ def places(
     >>> places(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), item, torch.tensor([0, 7]), torch.tensor([0, 7, 7]))
     Places(rank_N=tensor([1, 2]), rival_N=tensor([1, 0]))
     """
-    _check_finite(query_NE, "query")
-    _check_finite(item_ME, "item")
+    return placed(by_cosine(query_NE, item_ME), query_owner_N, item_owner_M, chunk, across)
+
+
+def placed(
+    score: Score,
+    query_owner_N: Tensor,
+    item_owner_M: Tensor,
+    chunk: int = 256,
+    across: int = 4096,
+    first: int = 0,
+) -> Places:
+    """The same by any score, of the queries from number `first` on.
+
+    An item is right where its owner equals the query's. Place = 1 + wrong items that score at least
+    as high as the best right one; other right items never stand in the way. At most `chunk` queries by
+    `across` items are scored at a time; every query must have a right item.
+    """
     assert torch.isin(query_owner_N, item_owner_M).all(), "a query without a right item has no rank"
-    queries = zip(query_NE.split(chunk), query_owner_N.split(chunk), strict=True)
-    found = [_places(query_CE, item_ME, owner_C, item_owner_M, across) for query_CE, owner_C in queries]
+    starts = range(0, len(query_owner_N), chunk)
+    found = [
+        _places(score, slice(first + start, first + start + len(owner_C)), owner_C, item_owner_M, across)
+        for start, owner_C in zip(starts, query_owner_N.split(chunk), strict=True)
+    ]
     return Places(torch.cat([part.rank_N for part in found]), torch.cat([part.rival_N for part in found]))
 
 
-def _places(query_CE: Tensor, item_ME: Tensor, owner_C: Tensor, item_owner_M: Tensor, across: int) -> Places:
+def by_cosine(query_NE: Tensor, item_ME: Tensor) -> Score:
+    """Scores of features; raises UserError where one is not finite."""
+    check_finite(query_NE, "query")
+    check_finite(item_ME, "item")
+    return lambda queries, items: cosine(query_NE[queries], item_ME[items])
+
+
+def _places(score: Score, queries: slice, owner_C: Tensor, item_owner_M: Tensor, across: int) -> Places:
     right_W = torch.isin(item_owner_M, owner_C).nonzero()[:, 0]
-    best_C = torch.full((len(query_CE),), -torch.inf, device=query_CE.device)
+    best_C = torch.full(owner_C.shape, -torch.inf, device=owner_C.device)
     for item_X in right_W.split(across):
         wrong_CX = owner_C[:, None] != item_owner_M[item_X]
-        score_CX = cosine(query_CE, item_ME[item_X]).masked_fill_(wrong_CX, -torch.inf)
+        score_CX = score(queries, item_X).masked_fill_(wrong_CX, -torch.inf)
         best_C = torch.maximum(best_C, score_CX.amax(1))
     above_C = torch.zeros_like(owner_C)
     rival_C, highest_C = torch.full_like(owner_C, -1), torch.full_like(best_C, -torch.inf)
-    for start in range(0, len(item_ME), across):
-        right_CX = owner_C[:, None] == item_owner_M[start : start + across]
-        score_CX = cosine(query_CE, item_ME[start : start + across]).masked_fill_(right_CX, -torch.inf)
+    for start in range(0, len(item_owner_M), across):
+        items = slice(start, min(start + across, len(item_owner_M)))
+        right_CX = owner_C[:, None] == item_owner_M[items]
+        score_CX = score(queries, items).masked_fill_(right_CX, -torch.inf)
         above_C += (score_CX >= best_C[:, None]).sum(1)
         high_C, where_C = score_CX.max(1)
         rival_C = torch.where(high_C > highest_C, start + where_C, rival_C)
@@ -168,7 +195,7 @@ def pointing(
     >>> pointing(weights, torch.tensor([[0.5, 0.0, 1.0, 0.5]]))
     (tensor([True]), tensor([0.2500]))
     """
-    _check_finite(weights_SP, "weight")
+    check_finite(weights_SP, "weight")
     side = math.isqrt(weights_SP.shape[1])
     inside_SP = centres_inside(box_S4, grid or (side, side))
     assert weights_SP.shape == inside_SP.shape, f"weights {tuple(weights_SP.shape)}, grid {grid or side}"
@@ -186,7 +213,8 @@ def centres_inside(box_S4: Tensor, grid: tuple[int, int]) -> Tensor:
     return (left <= x_P) & (x_P <= right) & (top <= y_P) & (y_P <= bottom)
 
 
-def _check_finite(feature_NE: Tensor, kind: str) -> None:
+def check_finite(feature_NE: Tensor, kind: str) -> None:
+    """Raise UserError on features, along any further axes, that are not finite."""
     bad = int((~feature_NE.isfinite().flatten(1).all(1)).sum())
     if bad:
         raise UserError(

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.judging import JudgeBatches
+from ..objectives.late import unit
 from ..tokens import Tokenizer
 from ..types import Batch
-from .judging import encode, to_device
+from .judging import to_device
 from .sharing import collect, collect_values, share
 
 Item = TypeVar("Item")
@@ -31,6 +32,8 @@ class Features(NamedTuple):
     lengths_NK: Tensor  # tokens shown, start and end included; 0 where there is no caption
     dropped_NK: Tensor  # tokens that the context length cut off
     tokens_T: Tensor  # all that was shown, end to end
+    patches_NPE: Tensor | None = None  # L2-normalised, in the dtype of the tower; only where asked for
+    words_TE: Tensor | None = None  # the same of every token
 
     def mask(self, slot: slice) -> Tensor:
         """Which captions of these slots exist, [N, k] bool."""
@@ -46,14 +49,16 @@ class _Part(NamedTuple):
     lengths_BK: Tensor
     dropped_BK: Tensor
     tokens_T: Tensor
+    patches_BPE: Tensor | None
+    words_TE: Tensor | None
 
 
-def features(tower: Any, batches: JudgeBatches) -> Features:
-    """Encode every batch, each on one process."""
-    parts = [_encoded(tower, batch) for _, batch in _ahead(share(batches))]
+def features(tower: Any, batches: JudgeBatches, fine: bool = False) -> Features:
+    """Encode every batch, each on one process. fine: with patches and words, which the towers must have."""
+    parts = [_encoded(tower, batch, fine) for _, batch in _ahead(share(batches))]
     keys, *tensors = zip(*parts, strict=True)
-    count = len(batches)
-    return Features(collect_values(keys, count), *(collect(of_batches, count) for of_batches in tensors))
+    count, asked = len(batches), tensors if fine else tensors[:-2]
+    return Features(collect_values(keys, count), *(collect(of_batches, count) for of_batches in asked))
 
 
 def _ahead(items: Iterator[Item]) -> Iterator[Item]:
@@ -65,9 +70,19 @@ def _ahead(items: Iterator[Item]) -> Iterator[Item]:
             yield item
 
 
-def _encoded(tower: Any, batch: Batch) -> _Part:
-    image_BE, text_BKE, _ = encode(tower, to_device(batch, tower))
-    return _Part(batch.keys, image_BE, text_BKE, batch.lengths_BK, batch.dropped_BK, batch.tokens_T)
+def _encoded(tower: Any, batch: Batch, fine: bool) -> _Part:
+    needs = frozenset({"patches", "words"}) if fine else frozenset[str]()
+    found = tower(to_device(batch, tower), {"all": slice(None)}, needs)
+    return _Part(
+        keys=batch.keys,
+        image_BE=found.image_BE,
+        text_BKE=found.text_BKE,
+        lengths_BK=batch.lengths_BK,
+        dropped_BK=batch.dropped_BK,
+        tokens_T=batch.tokens_T,
+        patches_BPE=unit(found.patches_BPE.flatten(0, 1)).view_as(found.patches_BPE) if fine else None,
+        words_TE=unit(found.words.states_TE) if fine else None,
+    )
 
 
 class Shown(Sequence[str]):

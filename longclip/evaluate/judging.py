@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
 
 from ..captions import Groups
 from ..data.judging import JudgeBatches
@@ -127,12 +126,6 @@ def flat(findings: Mapping[str, Numbered]) -> dict[str, float]:
 def judge(tower: torch.nn.Module, data: Judged, benchmarks: Mapping[str, Evaluator]) -> dict[str, float]:
     """The numbers of every benchmark, by `benchmark/number`."""
     return flat(examine(tower, data, benchmarks))
-
-
-def encode(tower: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """A batch -> (image_BE, text_BKE, mask_BK) on the device, whatever the recipe's groups."""
-    found = tower(batch, {"all": slice(None)})
-    return found.image_BE, found.text_BKE, found.mask_BK
 
 
 def to_device(batch: Batch, tower: torch.nn.Module) -> Batch:

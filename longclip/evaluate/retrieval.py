@@ -14,11 +14,12 @@ from torch import Tensor
 
 from .. import metrics
 from ..captions import Groups, Policy, Whole
-from ..metrics import Places
+from ..metrics import Places, Score
 from ..tokens import Tokenizer
 from ..types import UserError
 from .features import Features, Shown, features
 from .judging import Each, Findings, Judged, Ranked, Split, batches, protocol
+from .late import Interaction, check_late
 from .sharing import collect, share
 
 QUERIES = 1024  # ranked at a time: what processes share
@@ -35,16 +36,26 @@ class Retrieval:
         split: which evaluation set, of the run or a `sets.PairSet`.
         views: name -> caption policy. Results are named `view/i2t_r1` and so on.
         batch_size: images encoded at once.
+        scoring: "global", the cosine of two features; or "late", between patches and words as FILIP has it,
+            image to text by the mean over patches and text to image by that over words: for models trained
+            so (`recipe=filip`). That is another protocol, and its id ends in "late".
     """
 
     split: Split
     views: Mapping[str, Policy] = field(default_factory=lambda: {"long": Whole()})
     batch_size: int = 128
+    scoring: str = "global"
+
+    def __post_init__(self) -> None:
+        if self.scoring not in ("global", "late"):
+            raise UserError(f'scoring is {self.scoring!r}; choose "global" or "late"')
 
     def __call__(self, tower: Any, data: Judged) -> Findings:
         groups = Groups(self.views, seed=0, shuffle=False)
         shown = batches(self.split, tower, data, self.batch_size, groups)
-        found = features(tower, shown)
+        if self.scoring == "late":
+            check_late(tower)
+        found = features(tower, shown, fine=self.scoring == "late")
         numbers, each, ranked = dict[str, float](), dict[str, Each](), dict[str, Ranked]()
         for view, slot in groups.slots.items():
             if not found.mask(slot).any():
@@ -54,22 +65,35 @@ class Retrieval:
             numbers |= {f"{view}/{name}": value for name, value in (scores | lengths(found, slot)).items()}
             each |= {f"{view}/{name}": value for name, value in hits(found, slot, ways).items()}
             ranked[view] = in_full(found, slot, ways, tower.tokenizer, shown.picture)
-        return Findings(numbers, protocol(self.split), each, ranked)
+        judged_by = protocol(self.split)
+        if judged_by and self.scoring == "late":
+            judged_by += "/late"
+        return Findings(numbers, judged_by, each, ranked)
 
 
 def search(found: Features, slot: slice) -> dict[str, Places]:
-    """Where every query of a view ends up, by direction; each process ranks some of the queries."""
+    """Where every query of a view ends up, by direction; each process ranks some of the queries.
+
+    By late interaction where the features have patches and words, else by cosine.
+    """
     mask_NK, device = found.mask(slot), found.image_NE.device
     text_ME = found.text_NKE[:, slot][mask_NK.to(device)]
     owner_M = mask_NK.nonzero()[:, 0].to(device)
     ways = metrics.directions(found.image_NE, text_ME, owner_M)
-    return {way: _shared(*asked) for way, asked in ways.items()}
+    if found.patches_NPE is None:
+        scores = {way: metrics.by_cosine(query, item) for way, (query, item, _, _) in ways.items()}
+    else:
+        late = Interaction(found, slot)
+        scores = {"i2t": late.of_images(owner_M.unique()), "t2i": late.of_texts}
+    return {way: _shared(scores[way], *owners) for way, (_, _, *owners) in ways.items()}
 
 
-def _shared(query_NE: Tensor, item_ME: Tensor, query_owner_N: Tensor, item_owner_M: Tensor) -> Places:
-    starts = range(0, len(query_NE), QUERIES)
-    chunks = [slice(start, start + QUERIES) for start in share(starts)]
-    parts = [metrics.places(query_NE[c], item_ME, query_owner_N[c], item_owner_M) for c in chunks]
+def _shared(score: Score, query_owner_N: Tensor, item_owner_M: Tensor) -> Places:
+    starts = range(0, len(query_owner_N), QUERIES)
+    parts = [
+        metrics.placed(score, query_owner_N[first : first + QUERIES], item_owner_M, first=first)
+        for first in share(starts)
+    ]
     return Places(*(collect(list(of_chunks), len(starts)) for of_chunks in zip(*parts, strict=True)))
 
 

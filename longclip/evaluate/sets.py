@@ -74,6 +74,7 @@ class PairSet:
         clean: names of `CLEAN`, in order.
         resize_mode: "shortest" (crop), "squash" or "longest" (pad); None: as the model was made.
         batch_size: images encoded at once.
+        scoring: as in `Retrieval`.
     """
 
     root: str
@@ -86,6 +87,7 @@ class PairSet:
     clean: Sequence[str] = ()
     resize_mode: str | None = None
     batch_size: int = 128
+    scoring: str = "global"
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.clean if name not in CLEAN]
@@ -93,7 +95,7 @@ class PairSet:
             raise UserError(f"clean has {unknown[0]!r}; choose from {', '.join(CLEAN)}")
 
     def __call__(self, tower: Any, data: Judged) -> Findings:
-        return Retrieval(self, self.views, self.batch_size)(tower, data)
+        return Retrieval(self, self.views, self.batch_size, self.scoring)(tower, data)
 
     def __str__(self) -> str:
         return self.root
