@@ -15,6 +15,7 @@ from .retrieval import Retrieval
 from .segmentation import Segmentation
 from .sets import PairSet
 from .sliding import Background, Windows
+from .swaps import Swaps
 
 __all__ = [
     "Background",
@@ -32,6 +33,7 @@ __all__ = [
     "Ranked",
     "Retrieval",
     "Segmentation",
+    "Swaps",
     "Twins",
     "Windows",
     "examine",
