@@ -121,6 +121,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--sidecars", nargs="+", default=[], metavar="RECIPE=STORE", help="for those that read"
     )
+    parser.add_argument(
+        "--overrides", nargs="+", default=[], metavar="KEY=VALUE", help="of train.py, for all"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="trainings at once, each on its share of cores")
     parser.add_argument("--report", action="store_true", help="train nothing, show what there is")
     parser.add_argument("--runs", type=Path, default=Path("runs/finetuning"))
@@ -130,14 +133,13 @@ def _options() -> argparse.Namespace:
 
 
 def _setting(options: argparse.Namespace) -> Setting:
-    model, short = f"model={options.model}", "model.backbone.context_length=77"
+    every, short = [f"model={options.model}", *options.overrides], "model.backbone.context_length=77"
     if options.mosaics is None:
-        every = [model, f"data.root={options.scenes}", "benchmark=compared"]
+        every += [f"data.root={options.scenes}", "benchmark=compared"]
         return Setting("scenes", every, [*every, *SHORT, short])
-    judged = ["data.judge=[heldout]", "benchmark=mosaics"]
-    tuning = [model, "data=shards", f"data.root={options.mosaics}", *judged]
-    photos = [model, "data=shards", f"data.root={options.photos}", "data.judge=[dev]", "benchmark=shards"]
-    return Setting("mosaics", tuning, [*photos, "recipe=captions", short])
+    tuning = ["data=shards", f"data.root={options.mosaics}", "data.judge=[heldout]", "benchmark=mosaics"]
+    photos = ["data=shards", f"data.root={options.photos}", "data.judge=[dev]", "benchmark=shards"]
+    return Setting("mosaics", [*every, *tuning], [*every, *photos, "recipe=captions", short])
 
 
 def _jobs(options: argparse.Namespace, setting: Setting, pretrained: Path) -> Iterator[Job]:
@@ -210,7 +212,8 @@ def markdown(setting: Setting, told: Told) -> str:
         half = {0: told.between[name]["0.5"]} if name in told.between else {}
         ways = [cell(half, columns[column], told.start) for column in ("long", "brief")]
         lines.append([name, *(cell(seeds, names, told.start) for names in columns.values()), *ways])
-    return "\n\n".join([documents.table(head, lines), TELLS])
+    picture = f"![R@1 of brief and of whole captions, recipe by recipe](finetuning-{setting.name}.png)"
+    return "\n\n".join([documents.table(head, lines), TELLS, picture])
 
 
 def _mean(seeds: Iterable[Numbers], names: Sequence[str]) -> float:

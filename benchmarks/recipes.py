@@ -90,6 +90,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--sidecars", nargs="+", default=[], metavar="RECIPE=STORE", help="for those that read"
     )
+    parser.add_argument(
+        "--overrides", nargs="+", default=[], metavar="KEY=VALUE", help="of train.py, for all"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="trainings at once, each on its share of cores")
     parser.add_argument("--report", action="store_true", help="train nothing, show what there is")
     parser.add_argument("--data", default="datasets/scenes")
@@ -118,7 +121,7 @@ def at_equal_flops(
 
 
 def _setting(options: argparse.Namespace) -> list[str]:
-    return ["benchmark=compared", f"data.root={options.data}"]
+    return ["benchmark=compared", f"data.root={options.data}", *options.overrides]
 
 
 def affordable(whole: Cost, other: Cost, samples: int, batch: int = 64) -> int:

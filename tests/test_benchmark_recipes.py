@@ -1,0 +1,191 @@
+"""Recipes side by side: which runs are made, how they are told, and photos composed for them."""
+
+import io
+import json
+import math
+import subprocess
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from benchmarks import documents, finetuning, mosaics, recipe_costs, recipes, trainings
+from benchmarks.recipe_costs import Cost
+from benchmarks.trainings import Job, cell
+from longclip.data.scenes import default_tokenizer
+from longclip.data.tars import shards
+from longclip.data.tars.dataset import Dataset
+from longclip.types import Caption, Record, Sentence, UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+COLOURS = ("red", "green", "blue", "white", "black")
+RGB = {"red": (255, 0, 0), "green": (0, 128, 0), "blue": (0, 0, 255), "white": (255,) * 3, "black": (0,) * 3}
+LONG = Cost(images=64, image=600.0, text=300.0, loss=100.0, kept=1000.0, heads=0, tokens=100.0)
+DEAR = LONG._replace(loss=600.0, heads=20_000, kept=2000.0)
+
+
+def judged(run, samples, **numbers):
+    run.mkdir(parents=True)
+    (run / "judgements.jsonl").write_text(json.dumps({"samples_seen": samples, **numbers}) + "\n")
+
+
+def photo(colour):
+    encoded = io.BytesIO()
+    Image.new("RGB", (30, 20), colour).save(encoded, "PNG")
+    texts = [f"A {colour} wall.", f"somebody painted it {colour}"]
+    captions = tuple(Caption("human", text, (Sentence(0, len(text), ()),)) for text in texts)
+    return Record(colour, encoded.getvalue(), "png", captions)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for split in ("train", "dev"):
+        shards.write([photo(colour) for colour in COLOURS], tmp_path / "photos" / split)
+    return tmp_path / "photos"
+
+
+def test_a_dearer_recipe_affords_fewer_images_in_whole_batches():
+    assert recipes.affordable(LONG, DEAR, 14_400) == 9_600
+    assert recipes.affordable(LONG, LONG._replace(loss=110.0), 14_400) == 14_400, "within 5 %"
+    assert recipes.affordable(LONG, LONG._replace(images=128), 14_400) == 28_800, "an image counts"
+
+
+def test_only_recipes_of_another_cost_are_trained_at_equal_flops(tmp_path):
+    options = Namespace(runs=tmp_path, samples=6_400, data="d", overrides=["a=b"])
+    variants = {"long": ["recipe=long"], "flair, x": ["recipe=flair"]}
+    costs = {"long": LONG, "flair, x": DEAR}
+    (equal, *_), (paid,) = (
+        list(recipes.at_equal_steps(variants, 1, options)),
+        list(recipes.at_equal_flops(variants, costs, 1, options)),
+    )
+    assert (equal.run.name, equal.samples) == ("long-seed1", 6_400)
+    assert (paid.run.name, paid.samples) == ("flair-x-flops-seed1", 4_288)
+    assert {"recipe=flair", "data.root=d", "a=b"} <= set(paid.overrides)
+
+
+def test_a_cell_is_the_mean_over_seeds_of_the_mean_of_its_numbers():
+    seeds = {0: {"a": 10.0, "b": 20.0}, 1: {"a": 30.0, "b": 40.0}}
+    assert cell(seeds, ("a", "b")) == "25.0 (15.0 to 35.0)"
+    assert cell({0: seeds[0]}, "b") == "20.0"
+    assert cell(seeds, ("a", "b"), {"a": 20.0, "b": 20.0}) == "+5.0 (-5.0 to +15.0)"
+    assert cell(seeds, "c") == "-"
+
+
+def test_finished_runs_are_left_alone_and_a_failure_stops_no_other(tmp_path, monkeypatch, capsys):
+    judged(tmp_path / "done", 640, r1=1.0)
+    judged(tmp_path / "begun", 64, r1=0.5)
+    started = []
+
+    def start(command, **_):
+        started.append(next(word for word in command if word.startswith("name=")))
+        raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(subprocess, "run", start)
+    jobs = [Job(name, 0, tmp_path / name, [], 640) for name in ("begun", "done")]
+    assert trainings.run_all(jobs, at_once=1) == {"done": {0: {"samples_seen": 640, "r1": 1.0}}}
+    assert started == ["name=begun"]
+    assert f"{tmp_path / 'begun'} failed" in capsys.readouterr().out
+
+
+def test_a_recipe_that_reads_a_side_car_takes_part_where_it_has_one(capsys):
+    variants = {"long": ["recipe=long"], "mobileclip2": ["recipe=mobileclip2"]}
+    assert trainings.with_sidecars(variants, []) == {"long": ["recipe=long"]}
+    assert "mobileclip2 is left out" in capsys.readouterr().out
+    found = trainings.with_sidecars(variants, ["mobileclip2=stores/teacher"])
+    assert found["mobileclip2"] == ["recipe=mobileclip2", "data.sidecar.stores=[stores/teacher]"]
+
+
+def test_the_table_ranks_recipes_by_whole_captions_and_tells_equal_flops():
+    def numbers(r1):
+        lengths = {f"scenes/length/{n}/{w}_r1": r1 * n / 248 for n in (20, 40, 248) for w in ("i2t", "t2i")}
+        return {"scenes/long/i2t_r1": r1, "scenes/long/t2i_r1": r1, "scenes/pointing/chance": 18.6, **lengths}
+
+    found = {"long": {0: numbers(10.0)}, "flair": {0: numbers(20.0)}}
+    text = recipes.markdown(
+        found, {"flair": {0: numbers(8.0)}}, {"long": 640, "flair": 384}, {"long": LONG, "flair": DEAR}
+    )
+    first, second = [line.split(" | ") for line in text.splitlines()[2:4]]
+    assert first[:3] == ["| flair", "20.0", "20.0"]
+    assert first[-2:] == ["384", "8.0 |"]
+    assert second[-1] == "10.0 |", "at equal steps is at equal FLOPs for long"
+    assert first[-4] == "236", "95 % of the way up a straight line"
+
+
+def test_costs_are_told_as_multiples_of_long():
+    text = recipe_costs.markdown(
+        {"long": LONG, "flair": DEAR}, Namespace(batch=256, world=4, model="vit_b16")
+    )
+    assert "| flair | 1.50 | 0.60 | 0.30 | 0.60 | 2.00 | 0.02 M | 100 |" in text
+    assert "| long | 1.00 | 0.60 | 0.30 | 0.10 | 1.00 | 0 | 100 |" in text
+
+
+def test_a_step_of_sub_captions_and_groups_costs_more_than_one_of_whole_captions():
+    long, dreamlip = (recipe_costs.cost([f"recipe={name}", "batch_size=8"]) for name in ("long", "dreamlip"))
+    assert 1.05 < dreamlip.flops / long.flops < 2
+    assert dreamlip.text > long.text
+    assert dreamlip.kept > long.kept
+    assert (long.images, long.heads) == (8, 0)
+    assert dreamlip.heads > 0
+
+
+def test_fine_tuning_is_told_as_points_above_the_start(tmp_path):
+    setting = finetuning.Setting("scenes", [], [])
+
+    def numbers(long, brief):
+        names = {"scenes/long/": long, "scenes/length/40/": brief}
+        return {f"{name}{way}_r1": value for name, value in names.items() for way in ("i2t", "t2i")}
+
+    told = finetuning.Told(
+        numbers(10.0, 30.0),
+        {"long": {0: numbers(40.0, 20.0), 1: numbers(50.0, 24.0)}, "robust": {0: numbers(60.0, 30.0)}},
+        {"long": {"0.25": numbers(15.0, 31.0), "0.5": numbers(30.0, 32.0)}},
+    )
+    start, robust, long = finetuning.markdown(setting, told).splitlines()[2:5]
+    assert start.startswith("| the start | 10.0 | 30.0 | - |")
+    assert robust.startswith("| robust | +50.0 | +0.0 |")
+    assert long.startswith("| long | +35.0 (+30.0 to +40.0) | -8.0 (-10.0 to -6.0) |")
+    assert long.endswith("| +20.0 | +2.0 |")
+    finetuning.plot(setting, told, tmp_path / "way.png")
+    assert (tmp_path / "way.png").stat().st_size > 1000
+
+
+def test_every_sentence_of_a_mosaic_is_about_its_quadrant(photos):
+    (record,) = mosaics.compose(Dataset(photos / "train"), "0/train", 1, 2, 40, default_tokenizer())
+    picture = Image.open(io.BytesIO(record.image))
+    assert picture.size == (40, 40)
+    (caption,) = record.captions
+    assert len(caption.sentences) == 8
+    for sentence in caption.sentences:
+        text = caption.text[sentence.start : sentence.end]
+        left, top, right, bottom = sentence.box
+        middle = picture.getpixel((int(20 * (left + right)), int(20 * (top + bottom))))
+        nearest = min(COLOURS, key=lambda name: math.dist(middle, RGB[name]))
+        assert nearest in text, "what is said is seen where it is said to be"
+        assert text.endswith(".")
+        assert len(sentence.ids) > 2
+    assert len({sentence.box for sentence in caption.sentences}) == 4
+
+
+def test_mosaics_depend_on_seed_and_number_alone(photos):
+    def made(seed, count):
+        return list(mosaics.compose(Dataset(photos / "train"), seed, count, 1, 40, default_tokenizer()))
+
+    assert made("0/train", 3)[:2] == made("0/train", 2)
+    assert [r.captions for r in made("0/train", 4)] != [r.captions for r in made("1/train", 4)]
+
+
+def test_too_few_photos_make_no_mosaic(tmp_path):
+    shards.write([photo("red"), photo("blue")], tmp_path / "few")
+    with pytest.raises(UserError, match="holds 2 photos"):
+        next(mosaics.compose(Dataset(tmp_path / "few"), "0", 1, 1, 40, default_tokenizer()))
+
+
+def test_the_page_has_marks_for_every_table():
+    for name in ("costs", "scenes", "finetuning-scenes", "finetuning-mosaics"):
+        documents.read(ROOT / "docs" / "recipes.md", name)
+
+
+def test_sentences_of_photos_end_with_one_stop():
+    assert mosaics._sentence("A dog runs .") == "A dog runs."
+    assert mosaics._sentence("Is it a dog?") == "Is it a dog?"
