@@ -20,6 +20,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
@@ -190,8 +191,9 @@ def _workers(processes: int | None, job: Job) -> Iterator[Callable[[list[Task]],
         return
     # Forked workers have everything imported and start at once; the job starts no threads and asks for none.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    with context.Pool(processes, _equip, (job,)) as pool:
-        yield partial(pool.imap, _work)
+    # Not multiprocessing.Pool: leaving it can wait for ever for a lock that a worker took along.
+    with ProcessPoolExecutor(processes, context, _equip, (job,)) as pool:
+        yield partial(pool.map, _work)
 
 
 def _equip(job: Job) -> None:
