@@ -1,9 +1,9 @@
 """FLAIR's loss: what a caption finds in an image must look like the caption.
 
 In: patches of this process's images and a caption group. Out: a logistic loss over (image, caption) pairs,
-each judged by the patches that the caption attends to, and one over global features. One caption an image
-travels, patches stay where they are, and what captions found in images lives for one tile of pairs.
-Local legend: J captions that an image meets, X captions that all images meet.
+each judged by the patches that the caption attends to, and one over global features. Captions travel,
+patches stay where they are, and what captions found in images lives for one tile of pairs.
+Local legend: J captions that an image meets, X captions that images of one turn meet.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def conditioned_sigmoid(
         z = 1 for the image's own captions, -1 for others
 
     FLAIR, Xiao et al. 2025, equation 3, before its mean. own: [B, K, E]; others: [X, E], the same for
-    every image; valid_BJ, J = K + X: which of both count, own captions first. Pooled vectors of one tile
+    these images; valid_BJ, J = K + X: which of both count, own captions first. Pooled vectors of one tile
     are alive at a time, forward and backward: of some images, or of one and some of the captions.
     """
     most = CUDA_PAIRS if patches_BPE.is_cuda else CPU_PAIRS
@@ -96,14 +96,13 @@ def _pair_losses(
     return (-logsigmoid(sign_J * logits_bJ).masked_fill(~valid_bJ, 0).sum(1),)
 
 
-def one_of_each(mask_GK: Tensor) -> tuple[Tensor, Tensor]:
-    """For every image the slot of the caption that other images meet, and whether it has any, [G] each.
+def one_of_each(mask_GK: Tensor, turn: int) -> tuple[Tensor, Tensor]:
+    """For every image the slot of the caption that some other images meet, and whether it has any, [G] each.
 
-    Image g shows the (g mod n)-th of its n captions: one that is random where images are shuffled, without
-    random numbers on which processes would have to agree.
+    Image g shows the ((g + turn) mod n)-th of its n captions.
     """
     count_G = mask_GK.sum(1)
-    turn_G = torch.arange(len(mask_GK), device=mask_GK.device) % count_G.clamp_min(1)
+    turn_G = (torch.arange(len(mask_GK), device=mask_GK.device) + turn) % count_G.clamp_min(1)
     chosen_GK = mask_GK & (mask_GK.cumsum(1) - 1 == turn_G[:, None])
     return chosen_GK.int().argmax(1), count_G > 0
 
@@ -116,10 +115,12 @@ class TextConditioned(Term):
         L_mps = sum of SigLIP's losses over all (image, caption) pairs / (G K), the captions there are
 
     FLAIR, Xiao et al. 2025, section 3.3; both with the same temperature and offset. An image meets its K
-    captions and one caption of every other image, the same one for all images (the paper draws it anew
-    for each). Where captions are absent, the divisors count those that are there: their mean over images
-    for L_tcs. heads: of the pooling head, which is trained and not exported. bias: where the offset starts;
-    the loss starts calm near the logarithm of the share of pairs that belong together.
+    captions and one caption of every other image. The paper draws it anew for every pair; here the captions
+    of an image take turns, so that images meet each equally often and processes need agree on nothing. (One
+    that all images meet would leave the others without a negative.) Where captions are absent, the divisors
+    count those that are there: their mean over images for L_tcs. heads: of the pooling head, which is trained
+    and not exported. bias: where the offset starts; the loss starts calm near the logarithm of the share of
+    pairs that belong together.
     Measures: `conditioned`, `global`, `scale`, `bias`.
     """
 
@@ -153,24 +154,28 @@ class TextConditioned(Term):
         return total * dist.world() / count.clamp_min(1)
 
     def _conditioned(self, embeddings: Embeddings, scale: Tensor) -> Tensor:
-        """This process's share of L_tcs."""
+        """This process's share of L_tcs; image i takes turn i mod K, and images of one turn go together."""
         assert embeddings.patches_BPE is not None, "the towers leave out patches that this term needs"
         text_BKE, mask_GK = embeddings.text(self.texts), embeddings.all_mask(self.texts)
-        rows = dist.rows(len(text_BKE))
-        slot_G, present_G = one_of_each(mask_GK)
-        index_G = torch.arange(len(mask_GK), device=mask_GK.device)
-        shown_BE = text_BKE.take_along_dim(slot_G[rows, None, None], 1)[:, 0]
-        other_GE = embeddings.gather(shown_BE)
-        others_BG = present_G & (index_G[rows, None] != index_G)
-        loss_B = conditioned_sigmoid(
-            embeddings.patches_BPE,
-            Captions(self.head.queries(text_BKE), text_BKE),
-            Captions(self.head.queries(other_GE), other_GE),
-            torch.cat([mask_GK[rows], others_BG], 1),
-            scale,
-            self.logit_bias,
-            self.head.weights(),
-            self.heads,
-        )
-        pairs = mask_GK.sum() + (len(mask_GK) - 1) * present_G.sum()
-        return loss_B.sum() * dist.world() * len(mask_GK) / pairs.clamp_min(1)
+        (images, slots), rows = mask_GK.shape, dist.rows(len(text_BKE))
+        text_GKE, weights = embeddings.gather(text_BKE), self.head.weights()
+        query_BKE, index_G = self.head.queries(text_BKE), torch.arange(images, device=mask_GK.device)
+        total = text_BKE.new_zeros(())
+        for first in range(min(slots, len(text_BKE))):
+            mine = slice(first, None, slots)
+            slot_G, present_G = one_of_each(mask_GK, (rows.start + first) % slots)
+            other_GE = text_GKE.take_along_dim(slot_G[:, None, None], 1)[:, 0]
+            others_bG = present_G & (index_G[rows][mine, None] != index_G)
+            loss_b = conditioned_sigmoid(
+                embeddings.patches_BPE[mine],
+                Captions(query_BKE[mine], text_BKE[mine]),
+                Captions(self.head.queries(other_GE), other_GE),
+                torch.cat([mask_GK[rows][mine], others_bG], 1),
+                scale,
+                self.logit_bias,
+                weights,
+                self.heads,
+            )
+            total = total + loss_b.sum()
+        pairs = mask_GK.sum() + (images - 1) * mask_GK.any(1).sum()
+        return total * dist.world() * images / pairs.clamp_min(1)

@@ -39,7 +39,6 @@ def loss_by_loop(term, e):
     """Both halves, pair by pair, with plain numbers for what divides them."""
     images, slots = e.mask_BK.shape
     own = [[k for k in range(slots) if e.mask_BK[b, k]] for b in range(images)]
-    shown = {j: own[j][j % len(own[j])] for j in range(images) if own[j]}
     scale, bias = term.logit_scale.exp(), term.logit_bias
 
     def pair(feature_E, text_E, sign):
@@ -47,7 +46,8 @@ def loss_by_loop(term, e):
 
     conditioned, globally, met = 0.0, 0.0, 0
     for i in range(images):
-        meets = [(i, k, 1) for k in own[i]] + [(j, k, -1) for j, k in shown.items() if j != i]
+        shown = [(j, own[j][(j + i % slots) % len(own[j])], -1) for j in range(images) if own[j] and j != i]
+        meets = [(i, k, 1) for k in own[i]] + shown
         met += len(meets)
         for j, k, sign in meets:
             text_E = e.text_BKE[j, k]
@@ -126,9 +126,31 @@ def test_absent_captions_change_nothing_and_get_no_gradient(batch):
 
 def test_other_images_meet_one_caption_of_each_in_turn():
     mask = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1], [1, 0, 1]]).bool()
-    slot, present = one_of_each(mask)
+    slot, present = one_of_each(mask, turn=0)
     assert slot[present].tolist() == [0, 2, 1, 1, 2]
     assert present.tolist() == [True, True, False, True, True, True]
+    assert one_of_each(mask, turn=1)[0][present].tolist() == [1, 0, 1, 2, 0]
+
+
+def test_no_caption_is_without_a_negative(batch):
+    """One that all images met would be pushed away by all of them, and its siblings by none."""
+    term, e = built(), batch(images=9)
+    text = torch.randn_like(e.text_BKE)
+    alike = dataclasses.replace(e, text_BKE=text, mask_BK=torch.ones_like(e.mask_BK))
+    met = torch.zeros(9, 3)
+    original = conditioned.conditioned_sigmoid
+
+    def counting(patches, own, others, valid, *rest):
+        same = (others.text[:, None] == text).all(-1)  # [X, K]
+        met.add_(same * valid[:, own.text.shape[1] :].sum(0)[:, None])
+        return original(patches, own, others, valid, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conditioned, "conditioned_sigmoid", counting)
+        term(alike)
+    assert met.sum() == 9 * 8
+    assert met.min() >= 2
+    assert met.max() <= 3
 
 
 def test_no_caption_at_all_gives_zero_and_one_image_is_enough(batch):

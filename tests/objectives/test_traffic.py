@@ -7,6 +7,7 @@ from torch.nn.functional import normalize
 
 from longclip import dist
 from longclip.objectives import Grouping, TextConditioned
+from longclip.objectives.beta import Beta
 from longclip.types import Embeddings
 
 IMAGES, SLOTS, WIDTH, PATCHES = 4, 3, 8, 50
@@ -16,6 +17,7 @@ TERMS = {
     "grouping": Grouping("sub"),
     "within": Grouping("sub", negatives="image"),
     "conditioned": TextConditioned("sub", heads=2),
+    "beta": Beta("sub", heads=2),
 }
 
 
@@ -64,9 +66,10 @@ def test_one_vector_for_each_caption_or_image_travels_each_way_and_patches_never
     groups = [[out, captions * WIDTH, 1], [back, 2 * captions * WIDTH, 1]]
     # To each of two processes its captions' log-sum-exps and highest scores, and their gradients back.
     figures = [[both, 2 * 2 * captions, 1]] * 2
-    # Image features, which other terms of a recipe share, and of each image one caption.
+    # Image features, which other terms of a recipe share, and captions.
     images = [[out, IMAGES * WIDTH, 1], [back, 2 * IMAGES * WIDTH, 1]]
     for found in spawn(sent, 2, tmp_path):
+        assert sorted(found["beta"].tolist()) == sorted(found["grouping"].tolist())
         assert sorted(found["grouping"].tolist()) == sorted([mask, *groups, *figures])
         assert found["within"].tolist() == [mask]
-        assert sorted(found["conditioned"].tolist()) == sorted([mask, *images, *images])
+        assert sorted(found["conditioned"].tolist()) == sorted([mask, *images, *groups])
