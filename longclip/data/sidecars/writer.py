@@ -11,10 +11,10 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -183,10 +183,10 @@ def _append(rows: Iterable[Row], encoder: Encoder, folder: Path, processes: int)
         raw = [stack.enter_context(open(folder / f"{name}.raw", "wb")) for name in names]
         sizes: list[IO[bytes]] = [stack.enter_context(open(folder / f"{name}.sizes", "wb")) for name in names]
         many = processes > 1 and "captions" in encoder.kinds.values()
-        pool = stack.enter_context(get_context().Pool(processes)) if many else None
+        pool = stack.enter_context(ProcessPoolExecutor(processes)) if many else None
         left = iter(rows)
         while slab := list(islice(left, SLAB if pool else FEW)):
-            found = pool.map(encoder, slab, chunksize=256) if pool else list(map(encoder, slab))
+            found = list(pool.map(encoder, slab, chunksize=256) if pool else map(encoder, slab))
             for place in range(len(names)):
                 column = [encoded[place] for encoded in found]
                 raw[place].write(b"".join(column))
