@@ -36,6 +36,8 @@ ELSEWHERE = {
     r"longclip export .* --format .*": "export/test_export.py::test_every_format_gives_the_same_ids",
     r"python -m benchmarks.plots .*": "test_benchmarks.py::test_the_picture_shows_costs",
     r"python -m benchmarks.gpu.*": "test_benchmarks.py::test_the_gpu_benchmark_runs_up_to_the_device",
+    r"python -m benchmarks.mosaics .*": "test_benchmark_recipes.py::test_every_sentence_of_a_mosaic",
+    r"python -m benchmarks.finetuning .*": "test_benchmark_recipes.py::test_fine_tuning_is_told",
     r"python -m benchmarks.scaling .*": "test_scaling.py::test_the_document_holds_what_the_script_prints",
     r"python -m benchmarks( .*)?": "test_benchmarks.py::test_a_quick_run_tells_every_figure",
 }
