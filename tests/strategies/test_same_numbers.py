@@ -33,7 +33,7 @@ def recipe(name):
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = OmegaConf.to_container(hydra.compose("train", [f"recipe={name}"]).recipe, resolve=True)
     for term in config["terms"].values():
-        if "k" in term:
+        if term.get("k"):
             term["k"] = 3  # components of twelve images, not of thousands
     return config
 
