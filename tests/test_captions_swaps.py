@@ -4,13 +4,16 @@ import json
 import pickle
 import random
 from array import array
+from collections import Counter
+from itertools import permutations
 from pathlib import Path
 
 import pytest
 
 from longclip.captions import Contrasted, Groups, Sentences, Shuffled, Swapped, Whole
 from longclip.captions.lexicon import load
-from longclip.captions.swapping import Said, claims, swapped, swaps
+from longclip.captions.swapping import Said, swapped, swaps
+from longclip.data.scenes import text as language
 from longclip.types import Caption, Ids, Sentence, Text, UserError
 
 PARAGRAPHS = [
@@ -39,15 +42,15 @@ def caption(*sentences, source="a"):
     return Caption(source, " ".join(sentences), tuple(spans))
 
 
-def paragraph(text):
-    return caption(*[part.strip().rstrip(".") + "." for part in text.split(". ")])
+def paragraph(written):
+    return caption(*[part.strip().rstrip(".") + "." for part in written.split(". ")])
 
 
 def every(sentence, kind, *others):
     """All swaps of a kind that no caption says."""
-    lexicon, known = load(), Said([sentence, *others], load())
-    texts = [(swapped(sentence, swap), swap) for swap in swaps(sentence, kind, lexicon)]
-    return {text for text, swap in texts if not known.has(text, claims(sentence, swap, lexicon))}
+    lexicon = load()
+    known = Said([sentence, *others], lexicon)
+    return {swapped(sentence, s) for s in swaps(sentence, kind, lexicon) if not known.has(sentence, s)}
 
 
 @pytest.mark.parametrize(
@@ -85,6 +88,8 @@ def test_one_thing_is_swapped(kind, sentence, wrong):
          "The cup is right of the plate."),
         ("order", "The red cup is left of the blue plate.", ["the blue cup is left of the red plate!"],
          "The blue cup is left of the red plate."),
+        ("order", "The red cup is left of the blue plate.", ["A red plate lies by a blue cup."],
+         "The red plate is left of the blue cup."),
         ("order", "A black cat and a white dog sleep.", [], "A white cat and a black dog sleep."),
         ("order", "A black, white flag waves.", [], "A white, black flag waves."),
         ("order", "The cat is next to the dog.", [], "The dog is next to the cat."),
@@ -94,6 +99,49 @@ def test_what_is_true_or_said_is_never_made(kind, sentence, others, never):
     assert never not in every(sentence, kind, *others)
     if others:
         assert never in every(sentence, kind), "it is the other caption that forbids it"
+
+
+def true_of(scene):
+    """Every sentence of the scenes' language that holds, in small letters, whether it is told or not."""
+    found = set()
+    for thing in scene.things:
+        row, column = thing.place
+        told = {"size": thing.size, "texture": thing.texture, "name": thing.name}
+        found |= {
+            template.format(article=article, place=place, **told)
+            for template in language._THING
+            for place in language._PLACES[row][column]
+            for article in ("a", "an")
+        }
+    for a, b in permutations(scene.things, 2):
+        held = {"left": a.x < b.x, "right": a.x > b.x, "above": a.y < b.y, "below": a.y > b.y}
+        found |= {
+            template.format(first=a.name, second=b.name, word=language._WORDS[word])
+            for template in language._RELATION
+            for word in held
+            if held[word]
+        }
+    for general in language._GENERAL:
+        start = general.format(number=language._NUMBERS[len(scene.things)], background=scene.background)
+        large = [t for t in scene.things if t.size == "large"]
+        told = {f", and the largest is {said}" for t in large for said in (t.colour, f"a {t.shape}")}
+        found |= {start + end + "." for end in {"", *told}}
+    return {sentence.lower() for sentence in found}
+
+
+def test_negatives_of_scenes_are_false_of_the_scene():
+    kinds, false = Counter(), Counter()
+    for index in range(40):
+        scene, told, _ = language.tell("train", index, 0)
+        known, whole = true_of(scene), caption(*(sentence for sentence, _ in told))
+        assert {sentence.lower() for sentence, _ in told} <= known
+        for kind in ("colour", "number", "size", "material", "relation", "order"):
+            policy = Swapped(Sentences(20), negatives=2, kinds=[kind])
+            made = [t.words.lower() for t in policy([whole], random.Random(index)) if t]
+            kinds[kind] += len(made)
+            false[kind] += sum(words not in known for words in made)
+    assert kinds == false
+    assert min(kinds.values()) > 50
 
 
 def test_words_inside_others_are_left_alone():

@@ -40,12 +40,17 @@ class Said:
         self._bags = [frozenset(content) for content in contents]
         self._rows = [f" {' '.join(content)} " for content in contents]
 
-    def has(self, sentence: str, claims: Iterable[frozenset[str]]) -> bool:
-        """Whether a caption says the sentence, or all words of one claim in one sentence."""
-        if any(claim <= bag for claim in claims for bag in self._bags):
+    def has(self, old: str, swap: Swap) -> bool:
+        """Whether the changed sentence is said, or may well be true by what is said."""
+        row = f" {' '.join(self.lexicon.content(swapped(old, swap)))} "
+        if any(row in known for known in self._rows):
             return True
-        said = f" {' '.join(self.lexicon.content(sentence))} "
-        return any(said in row for row in self._rows)
+        told = claims(old, swap, self.lexicon)
+        if swap.kind != "order":
+            return any(claim <= bag for claim in told for bag in self._bags)
+        own = frozenset(self.lexicon.content(old))  # it has the same words
+        others = [bag for bag in self._bags if bag != own]
+        return bool(told) and all(any(claim <= bag for bag in others) for claim in told)
 
 
 def swaps(sentence: str, kind: str, lexicon: Lexicon) -> list[Swap]:
@@ -70,20 +75,32 @@ def swapped(sentence: str, swap: Swap) -> str:
 
 
 def claims(sentence: str, swap: Swap, lexicon: Lexicon) -> list[frozenset[str]]:
-    """What the change has the sentence say: words that a caption may not have in one sentence.
+    """What the change has the sentence say, as words that a caption would have in one sentence.
 
-    Of an attribute: the new word and anything that it may be said of; of a relation: all that is said. None
-    where the words are the same, so that only their order can tell.
+    Of an attribute: the new word and each thing that it may be said of. Of a relation: all that is said. Of
+    an exchange: which two things there are then ("red square", "blue circle"); empty where that cannot be told.
     """
-    if swap.kind == "order":
-        return []
     if swap.kind == "relation":
         return [frozenset(lexicon.content(swapped(sentence, swap)))]
+    if swap.kind == "order":
+        things = [_thing(sentence, edit, lexicon) for edit in swap.edits]
+        return [thing for thing in things if thing] if all(things) else []
     (edit,) = swap.edits
     phrase = lexicon.phrase(sentence, edit.end)
     about = [lexicon.plain(word.low) for word in phrase if word.low not in lexicon.canonical]
     new = lexicon.plain(edit.new)
     return [frozenset([new, thing]) for thing in about] or [frozenset([new])]
+
+
+def _thing(sentence: str, edit: Edit, lexicon: Lexicon) -> frozenset[str]:
+    """A new attribute and its thing, or a new thing and the attribute before it; empty without such."""
+    if edit.new in lexicon.canonical:
+        beside = lexicon.phrase(sentence, edit.end)[-1:]
+    else:
+        before = words(sentence[: edit.start])[-1:]
+        near = [word for word in before if not sentence[word.end : edit.start].strip()]
+        beside = [word for word in near if word.low in lexicon.canonical]
+    return frozenset([lexicon.plain(edit.new), lexicon.plain(beside[0].low)]) if beside else frozenset()
 
 
 def _exchanged_attributes(sentence: str, lexicon: Lexicon) -> Iterator[Swap]:

@@ -17,7 +17,7 @@ from longclip.types import NO_IDS, Caption, Text, UserError
 
 from .lexicon import Lexicon, load
 from .policies import SPECIALS, Policy, Sources, admitted, at_least, text
-from .swapping import Said, claims, swapped, swaps
+from .swapping import Said, swapped, swaps
 
 
 class Part(NamedTuple):
@@ -130,8 +130,8 @@ def _made(parts: Sequence[Part], kind: str, said: Said, rng: random.Random) -> I
     ]
     rng.shuffle(tries)
     for n, swap in tries:
-        sentence = swapped(parts[n].words, swap)
-        if not said.has(sentence, claims(parts[n].words, swap, said.lexicon)):
+        if not said.has(parts[n].words, swap):
+            sentence = swapped(parts[n].words, swap)
             yield " ".join(
                 [*(part.words for part in parts[:n]), sentence, *(part.words for part in parts[n + 1 :])]
             )
