@@ -144,7 +144,9 @@ def _setting(options: argparse.Namespace) -> Setting:
 
 def _jobs(options: argparse.Namespace, setting: Setting, pretrained: Path) -> Iterator[Job]:
     """Seed by seed, so that the first one is whole as soon as can be."""
-    variants = with_sidecars({name: [f"recipe={name}"] for name in options.recipes}, options.sidecars)
+    variants = with_sidecars(
+        {name: [f"recipe={name}"] for name in dict.fromkeys(["long", *options.recipes])}, options.sidecars
+    )
     tuning = [
         "model.backbone.architecture=null",
         f"model.backbone.weights=local-dir:{pretrained / 'export'}",
@@ -154,15 +156,18 @@ def _jobs(options: argparse.Namespace, setting: Setting, pretrained: Path) -> It
     for seed in options.seeds:
         for name, own in variants.items():
             run = options.runs / setting.name / f"{directory(name)}-seed{seed}"
-            yield Job(name, seed, run, [*own, *setting.tuning, *tuning], options.samples)
+            judged = [] if name == "long" else ["judge.start=false"]  # from one start, which is judged once
+            yield Job(name, seed, run, [*own, *setting.tuning, *tuning, *judged], options.samples)
 
 
 def _start(jobs: Sequence[Job]) -> Numbers:
-    """The start, stretched, as the first run of whole captions was judged before its first step."""
-    for job in sorted(jobs, key=lambda job: job.variant != "long"):
-        if judged := runs.judgements(job.run):
+    """The start, stretched, as the first run of `long` was judged before its first step."""
+    for job in jobs:
+        if job.variant == "long" and (judged := runs.judgements(job.run)):
             return judged[0]
-    raise SystemExit("no run was judged yet: leave --report out")
+    raise SystemExit(
+        "recipe=long was not judged yet, and all others are told beside its start: train it first"
+    )
 
 
 def _between(jobs: Sequence[Job], pretrained: Path, setting: Setting, report: bool) -> Between:

@@ -91,11 +91,12 @@ def cost(overrides: Sequence[str], world: int = 1, tellings: int = TELLINGS) -> 
     heads = sum(parameter.numel() for parameter in module.terms.parameters())
     lengths_BK = lengths(groups, tower.tokenizer, tuple(_sources(config.recipe.captions)), tellings)
     counted = Costs(module, lengths_BK, Job(config.batch_size, world, "bf16-mixed"))
-    flops, memory = counted.flops(None, False), counted.memory(None, False)
+    image, text, loss = counted.flops(None, False).values()
+    memory = counted.memory(None, False)
     kept = [
         memory[part] for part in memory if part.startswith("activations") or part in ("embeddings", "loss")
     ]
-    return Cost(counted.job.local, *flops.values(), sum(kept), heads, float(lengths_BK.sum(1).mean()))
+    return Cost(counted.job.local, image, text, loss, sum(kept), heads, float(lengths_BK.sum(1).mean()))
 
 
 def lengths(groups: Any, tokenizer: Any, sources: Sequence[str], tellings: int) -> Any:

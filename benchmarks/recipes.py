@@ -121,7 +121,7 @@ def at_equal_flops(
 
 
 def _setting(options: argparse.Namespace) -> list[str]:
-    return ["benchmark=compared", f"data.root={options.data}", *options.overrides]
+    return ["benchmark=compared", "judge.start=false", f"data.root={options.data}", *options.overrides]
 
 
 def affordable(whole: Cost, other: Cost, samples: int, batch: int = 64) -> int:

@@ -32,7 +32,8 @@ class Judge(Callback):
     Args:
         run: the run directory.
         benchmarks: name -> evaluator.
-        every: samples between judgements; 0 judges only at the start and at the end.
+        every: samples between judgements; 0: none.
+        start: judge before the first update, too; runs from one start need that once.
         weights: which to judge, "raw" or "ema"; None: the running averages where the run keeps them.
         gallery: failures each way and heat maps of every benchmark, for loggers that show pictures; 0: none.
     """
@@ -42,19 +43,21 @@ class Judge(Callback):
         run: str,
         benchmarks: Mapping[str, Evaluator],
         every: int = 0,
+        start: bool = True,
         weights: str | None = None,
         gallery: int = 0,
     ) -> None:
         self.run, self.benchmarks, self.every, self.weights = Path(run), benchmarks, every, weights
-        self.gallery = gallery
+        self.gallery, self.start = gallery, start
         self.judged_at = -1
 
     def on_fit_start(self, trainer: lightning.Trainer, module: Any) -> None:
         self.averaged = ema.chosen(self.weights, ema.kept_by(trainer.optimizers[0]), "this run")
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        self.judged_at = module.samples_seen if module.samples_seen else -1
-        if module.samples_seen == 0:
+        self.judged_at = module.samples_seen
+        if module.samples_seen == 0 and self.start:
+            self.judged_at = -1
             self._judge(trainer, module)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, *_: Any) -> None:

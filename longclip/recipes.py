@@ -66,10 +66,9 @@ def read(path: Path) -> Recipe:
     Raises:
         UserError: its header lacks a paragraph.
     """
-    title, *paragraphs = _header(path)
-    parts = _parts(path)
-    told = {part: {name: _call(node) for name, node in nodes.items()} for part, nodes in parts.items()}
-    return Recipe(path.stem, title, *paragraphs, **told)
+    title, needs, costs, wrong = _header(path)
+    captions, terms = ({name: _call(node) for name, node in nodes.items()} for nodes in _parts(path).values())
+    return Recipe(path.stem, title, needs, costs, wrong, captions, terms)
 
 
 def _header(path: Path) -> list[str]:

@@ -13,6 +13,7 @@ from PIL import Image
 from benchmarks import documents, finetuning, mosaics, recipe_costs, recipes, trainings
 from benchmarks.recipe_costs import Cost
 from benchmarks.trainings import Job, cell
+from longclip import callbacks
 from longclip.data.scenes import default_tokenizer
 from longclip.data.tars import shards
 from longclip.data.tars.dataset import Dataset
@@ -110,6 +111,22 @@ def test_the_table_ranks_recipes_by_whole_captions_and_tells_equal_flops():
     assert first[-2:] == ["384", "8.0 |"]
     assert second[-1] == "10.0 |", "at equal steps is at equal FLOPs for long"
     assert first[-4] == "236", "95 % of the way up a straight line"
+
+
+@pytest.mark.parametrize(("start", "judged"), [(True, [0, 64]), (False, [64])])
+def test_runs_from_one_start_need_not_judge_it_each(start, judged, tmp_path, monkeypatch):
+    judge, found = callbacks.Judge(str(tmp_path), {}, every=64, start=start), []
+
+    def note(_, module):
+        found.append(module.samples_seen)
+        judge.judged_at = module.samples_seen
+
+    monkeypatch.setattr(judge, "_judge", note)
+    module = Namespace(samples_seen=0)
+    judge.on_train_start(None, module)
+    for module.samples_seen in (32, 64, 96):
+        judge.on_train_batch_end(None, module)
+    assert found == judged
 
 
 def test_costs_are_told_as_multiples_of_long():
