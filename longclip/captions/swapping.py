@@ -78,7 +78,7 @@ def claims(sentence: str, swap: Swap, lexicon: Lexicon) -> list[frozenset[str]]:
     """What the change has the sentence say, as words that a caption would have in one sentence.
 
     Of an attribute: the new word and each thing that it may be said of. Of a relation: all that is said. Of
-    an exchange: which two things there are then ("red square", "blue circle"); empty where that cannot be told.
+    an exchange: which two things there are then ("red square", "blue circle"); empty where that is not clear.
     """
     if swap.kind == "relation":
         return [frozenset(lexicon.content(swapped(sentence, swap)))]
