@@ -27,7 +27,7 @@ class Paired(NamedTuple):
     text_BKE: Tensor
     wrong_BKNE: Tensor
     there_BKN: Tensor  # bool: both the caption and the negative exist
-    count: Tensor  # captions of the global batch that have a negative, at least 1
+    asked: Tensor  # how many captions of the global batch have a negative, at least 1
 
 
 class Scores(NamedTuple):
@@ -80,7 +80,7 @@ def choice(scores: Scores, pairs: Paired) -> tuple[Tensor, Tensor]:
     loss_BK = softplus(scores.wrong_BK - scores.own_BK)
     right_BK = (scores.own_BK > scores.best_BK).to(loss_BK)
     loss, right = (x.masked_fill(~asked_BK, 0).sum() for x in (loss_BK, right_BK))
-    return loss * dist.world() / pairs.count, right * dist.world() / pairs.count
+    return loss * dist.world() / pairs.asked, right * dist.world() / pairs.asked
 
 
 class Choice(Term):
