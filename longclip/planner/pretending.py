@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from ..towers.image import grid
 from ..training import LongClip
@@ -110,7 +110,8 @@ class Pretence:
                 with torch.no_grad():
                     start.embed_images(self._pixels(images), False)
             if self.masked:
-                draws_B = torch.zeros(images, dtype=torch.int64)
+                with unset_fake_temporarily():  # their values are read on the host
+                    draws_B = np.zeros(images, np.int64)
                 found["masked_BE"] = self.tower.embed_masked(self._pixels(images), draws_B)
             return found
 

@@ -27,13 +27,13 @@ class Chunk(NamedTuple):
     pixels_BCHW: Tensor  # uint8
     tokens_T: Tensor  # int32
     lengths_BK: NDArray[np.int32]
-    draws_B: Tensor  # int64, on the host
+    draws_B: NDArray[np.int64]
 
 
 def chunks(batch: Batch, size: int | None) -> Iterator[Chunk]:
     """`size` images at a time with their captions, in order; the last chunk may be smaller. None: all."""
     images, lengths_BK = len(batch.keys), batch.lengths_BK.numpy()
-    draws_B = torch.zeros(images, dtype=torch.int64) if batch.draws_B is None else batch.draws_B
+    draws_B = np.zeros(images, np.int64) if batch.draws_B is None else batch.draws_B.numpy()
     ends = [0, *lengths_BK.sum(1).cumsum().tolist()]
     for first in range(0, images, size or images):
         last = min(first + (size or images), images)

@@ -277,7 +277,9 @@ class DualTower(nn.Module):
         image_BE, patches_BPE = encode_patches(self.backbone.visual, self.normalise(pixels_BCHW))
         return F.normalize(image_BE.float(), dim=-1), patches_BPE
 
-    def embed_masked(self, pixels_BCHW: Tensor, draws_B: Tensor, near: Tensor | None = None) -> Tensor:
+    def embed_masked(
+        self, pixels_BCHW: Tensor, draws_B: NDArray[np.int64], near: Tensor | None = None
+    ) -> Tensor:
         """masked_BE: the images with patches hidden as their draws say. `near`: see `embed_images`."""
         pixels_BCHW = self.normalise(pixels_BCHW)
         masked_BE = encode_glimpse(

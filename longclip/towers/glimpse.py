@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -45,7 +47,7 @@ def check_glimpses(visual: nn.Module, glimpse: Glimpse) -> None:
 def encode_glimpse(
     visual: VisionTransformer,
     pixels_BCHW: Tensor,
-    draws_B: Tensor,
+    draws_B: NDArray[np.int64],
     hidden: float,
     token_D: Tensor | None,
 ) -> Tensor:
@@ -65,7 +67,7 @@ def encode_glimpse(
     return pooled_BD if visual.proj is None else pooled_BD @ visual.proj
 
 
-def _seen(draws_B: Tensor, patches: int, hidden: float) -> Tensor:
+def _seen(draws_B: NDArray[np.int64], patches: int, hidden: float) -> Tensor:
     """Which patches every image shows, [B, Q]: at least one, drawn without replacement."""
     count = max(1, round((1 - hidden) * patches))
     rows = []

@@ -71,7 +71,8 @@ def adapt(model: nn.Module, lora: Lora) -> None:
     for module, name in places:
         matrix = getattr(module, name)
         low = LowRank(matrix, lora.rank, lora.rank if lora.alpha is None else lora.alpha)
-        parametrize.register_parametrization(module, name, low)
+        # Unchecked: a plan is made on the meta device, of which autocast knows nothing.
+        parametrize.register_parametrization(module, name, low, unsafe=True)
         matrix.requires_grad_(False)
 
 
