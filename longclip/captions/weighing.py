@@ -37,26 +37,28 @@ class Scored:
     def __post_init__(self) -> None:
         if not self.low < self.high:
             raise UserError(
-                f"Scored.low is {self.low} and Scored.high {self.high}; a caption has weight 0 up to the score "
-                "low, and 1 from the score high on, so low must be the smaller one."
+                f"Scored.low is {self.low} and Scored.high {self.high}; captions have weight 0 up to a score "
+                "of low, and 1 from one of high on, so low must be the smaller one."
             )
 
     @property
     def count(self) -> int:
         return self.policy.count
 
-    def __call__(self, captions: Sequence[Caption], rng: random.Random, progress: float = 0.0) -> list[Text]:
+    def __call__(
+        self, captions: Sequence[Caption], rng: random.Random, progress: float = 0.0
+    ) -> list[Text | None]:
         weighed = [(self._weight(caption), caption) for caption in captions]
         weighed = [(weight, caption) for weight, caption in weighed if weight > 0]
         if self.draw:
             # The largest of u^(1/w) are a draw without replacement by w (Efraimidis and Spirakis 2006).
             keyed = [(rng.random() ** (1 / weight), caption) for weight, caption in weighed]
             weighed = [(1.0, caption) for _, caption in sorted(keyed, key=lambda pair: -pair[0])]
-        texts: list[Text] = []
+        texts: list[Text | None] = []
         for weight, caption in weighed:
             if len(texts) < self.count:
                 found = self.policy([caption], rng, progress)
-                texts += [text._replace(weight=text.weight * weight) for text in found]
+                texts += [text and text._replace(weight=text.weight * weight) for text in found]
         return texts[: self.count]
 
     def _weight(self, caption: Caption) -> float:

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.measures import peak_bytes
+from longclip.objectives.choosing import Negatives
 from longclip.objectives.contrastive import info_nce
 from longclip.objectives.sigmoid import pairwise_sigmoid
 from longclip.objectives.tiled import contrast, logistic
@@ -175,6 +176,13 @@ def softmax_step(images, slots, width):
     return lambda: info_nce(image, text, mask, torch.tensor(9.0), 0.1, 0.5)[0].backward()
 
 
+def chosen_step(images, slots, width):
+    image = torch.randn(images, width, requires_grad=True)
+    text, mask = torch.randn(images, slots, width, requires_grad=True), torch.rand(images, slots) < 0.7
+    negatives = Negatives(false_above=0.1, hardest=3)
+    return lambda: info_nce(image, text, mask, torch.tensor(9.0), negatives=negatives)[0].backward()
+
+
 def sigmoid_step(images, slots, width):
     image = torch.randn(images, width, requires_grad=True)
     text, mask = torch.randn(images, slots, width, requires_grad=True), torch.rand(images, slots) < 0.7
@@ -182,7 +190,7 @@ def sigmoid_step(images, slots, width):
     return lambda: pairwise_sigmoid(image, text, mask, scale, bias).backward()
 
 
-@pytest.mark.parametrize("make", [softmax_step, sigmoid_step])
+@pytest.mark.parametrize("make", [softmax_step, chosen_step, sigmoid_step])
 def test_never_all_scores_at_one_time(make, monkeypatch):
     monkeypatch.setattr("longclip.objectives.tiles.CPU_TILE", (16, 32))
     with Largest() as largest:
@@ -190,7 +198,7 @@ def test_never_all_scores_at_one_time(make, monkeypatch):
     assert largest.elements <= 100 * 3 * 4  # features, where one slot has 10,000 scores and all have 30,000
 
 
-@pytest.mark.parametrize("make", [softmax_step, sigmoid_step])
+@pytest.mark.parametrize("make", [softmax_step, chosen_step, sigmoid_step])
 def test_memory_grows_with_features_and_not_with_their_square(make, monkeypatch):
     monkeypatch.setattr("longclip.objectives.tiles.CPU_TILE", (16, 32))
     once, twice = peak_bytes(make(48, 2, 64)), peak_bytes(make(96, 2, 64))
