@@ -233,3 +233,19 @@ def test_imported_openai_archives_are_stretched_on_request(tmp_path: Path) -> No
     for context_length, rows in ((None, 77), (248, 248)):
         directory = export.import_weights(str(file), tmp_path / str(rows), context_length=context_length)
         assert load_file(directory / openclip.WEIGHTS)["positional_embedding"].shape[0] == rows
+
+
+def test_longer_texts_without_training_are_imported_as_asked(tmp_path: Path) -> None:
+    source = formats.model("tiny")
+    file = formats.openai_archive(source, tmp_path / "ViT.pt")
+    directory = export.import_weights(
+        str(file), tmp_path / "out", context_length=154, positions="repeat", keep=0, attention_temperature=0.5
+    )
+    found = load_file(directory / openclip.WEIGHTS)
+    table_LD = found["positional_embedding"]
+    assert torch.equal(table_LD[:77], table_LD[77:])
+    name = "transformer.resblocks.0.attn.in_proj_weight"
+    wanted = source.state_dict()[name]
+    width = wanted.shape[1]
+    torch.testing.assert_close(found[name][:width], 2 * wanted[:width].half().float())
+    torch.testing.assert_close(found[name][width:], wanted[width:].half().float())
