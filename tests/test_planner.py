@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hydra
 import numpy as np
 import pytest
 import torch
 
 from benchmarks.measures import flops, peak_bytes, saved_bytes
+from conf.launch import CONF, instantiate
 from longclip.captions import First, Groups, Sentences, Whole
 from longclip.hardware import as_bytes, free_memory
 from longclip.objectives import Contrastive, Grouping
@@ -22,6 +24,8 @@ from longclip.towers.pretrained import build
 from longclip.training import LongClip
 from longclip.types import Batch, UserError
 
+QUICK = ["mobileclip2", "longpo", "flame"]  # columns, a frozen start
+OTHERS = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml") if path.stem not in QUICK)
 GROUPS = Groups({"long": Whole(), "sub": Sentences(2)}, seed=0)
 
 
@@ -123,6 +127,37 @@ def test_a_report_is_plain_words_with_the_command(costs):
     assert report.table(costs, choice, told).row_count == 14
     none = report.sentences(costs, choose(costs, 1), told._replace(memory=1), "python train.py")
     assert "nothing fits into 1 bytes" in none[-1]
+
+
+def planned(recipe, tiny):
+    """What a step of a recipe costs on a tiny model, batch 8."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        overrides = [f"recipe={recipe}", f"model.backbone.architecture={tiny}"]
+        config = hydra.compose("train", overrides)
+    for term in config.recipe.terms.values():
+        if term.get("k"):
+            term.k = 3  # components of a tiny model
+    groups = Groups(instantiate(config.recipe.captions), seed=0)
+    with torch.device("meta"):
+        tower, terms = instantiate(config.model), instantiate(config.recipe.terms)
+        optim = AdamW(lr=1e-3, warmup=0, samples=64)
+        module = LongClip(tower, terms, groups.slots, optim, seed=0)
+    return Costs(module, synthetic(groups, tower.tokenizer, images=8), Job(64))
+
+
+@pytest.mark.parametrize("recipe", QUICK + [pytest.param(name, marks=pytest.mark.long) for name in OTHERS])
+def test_every_recipe_can_be_planned(recipe, tiny):
+    flops = planned(recipe, tiny).flops(None, False)
+    assert all(flops[part] > 0 for part in ("image tower", "text tower", "loss"))
+
+
+def test_a_frozen_start_is_counted(tiny):
+    with_start, without = planned("longpo", tiny), planned("longclip", tiny)
+    assert with_start.parameters == 2 * without.parameters
+    # The same captions; a forward pass more, of three.
+    for part in ("image tower", "text tower"):
+        share = with_start.flops(None, False)[part] / without.flops(None, False)[part]
+        assert share == pytest.approx(4 / 3, abs=0.05)
 
 
 def test_made_up_captions_go_through_the_recipe(lengths_BK):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from array import array
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,7 +12,8 @@ from ..captions import Groups
 from ..tokens import Tokenizer, pack
 from ..types import Caption, Sentence
 
-WORD = 320  # any id: only their number counts
+WORDS = "a red cup stands left of two blue boxes while the small dog under it looks at large trees"
+"""One token each in every vocabulary; something among them for policies that swap words to swap."""
 
 
 def synthetic(groups: Groups, tokenizer: Tokenizer, images: int = 256) -> NDArray[np.int32]:
@@ -22,20 +22,24 @@ def synthetic(groups: Groups, tokenizer: Tokenizer, images: int = 256) -> NDArra
     That is about what multimodal models write of a photo (DreamLIP, ShareGPT4V).
     """
     groups = groups.reading(tokenizer.ids)
-    texts = [groups.show([paragraph(random.Random(i))], str(i), epoch=0) for i in range(images)]
+    texts = [groups.show([paragraph(random.Random(i), tokenizer)], str(i), epoch=0) for i in range(images)]
     lengths_BK: NDArray[np.int32] = pack(texts, tokenizer).lengths_BK.numpy()
     return lengths_BK
 
 
-def paragraph(chance: random.Random) -> Caption:
-    """A caption of words without meaning."""
-    sentences = list(_sentences(chance))
-    return Caption("made up", "a " * sentences[-1].end, tuple(sentences))
+def paragraph(chance: random.Random, tokenizer: Tokenizer) -> Caption:
+    """A caption of real words without meaning."""
+    texts, start = list(_sentences(chance)), 0
+    sentences = []
+    for text in texts:
+        sentences.append(Sentence(start, start + len(text), tokenizer.ids(text)))
+        start += len(text) + 1
+    return Caption("made up", " ".join(texts), tuple(sentences), score=0.3)
 
 
-def _sentences(chance: random.Random) -> Iterator[Sentence]:
-    left, start = max(20, round(chance.gauss(140, 40))), 0
+def _sentences(chance: random.Random) -> Iterator[str]:
+    left = max(20, round(chance.gauss(140, 40)))
     while left > 0:
         words = min(max(5, round(chance.gauss(20, 8))), left)
-        yield Sentence(start, start + 2 * words, array("H", [WORD]) * words)
-        left, start = left - words, start + 2 * words
+        yield " ".join(chance.choices(WORDS.split(), k=words))
+        left -= words
