@@ -144,8 +144,8 @@ class Teacher:
             )
         image_Bd, text_BKd = columns[self.image], torch.stack([columns[name] for name in self.texts], 1)
         known_BK = image_Bd.isfinite().all(-1)[:, None] & text_BKd.isfinite().all(-1)
-        unit = [normalize(x.nan_to_num(0), dim=-1) for x in (image_Bd, text_BKd)]
-        return View(*unit, image_Bd.new_tensor(self.scale)), known_BK
+        image_Bd, text_BKd = (normalize(x.nan_to_num(0), dim=-1) for x in (image_Bd, text_BKd))
+        return View(image_Bd, text_BKd, image_Bd.new_tensor(self.scale)), known_BK
 
 
 class Distilled(Term):

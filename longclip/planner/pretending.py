@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..towers.image import grid
+from ..objectives.term import Term
 from ..training import LongClip
 from ..types import Embeddings, Words
 from .counting import Counts, Line, count, line
@@ -110,8 +112,7 @@ class Pretence:
                 with torch.no_grad():
                     start.embed_images(self._pixels(images), False)
             if self.masked:
-                with unset_fake_temporarily():  # their values are read on the host
-                    draws_B = np.zeros(images, np.int64)
+                draws_B = np.zeros(images, np.int64)
                 found["masked_BE"] = self.tower.embed_masked(self._pixels(images), draws_B)
             return found
 
@@ -160,7 +161,7 @@ class Pretence:
 
     def _columns(self, images: int) -> dict[str, Tensor]:
         """What the terms read of side-cars; a vector of any length gets that of the embeddings."""
-        width, terms = self.tower.model_cfg["embed_dim"], self.module.terms.values()
+        width, terms = self.tower.model_cfg["embed_dim"], cast("list[Term]", self.module.terms.values())
         asked = {name: size for term in terms for name, size in term.columns.items()}
         return {
             name: torch.empty((images,) if size == 0 else (images, size or width))
