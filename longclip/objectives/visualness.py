@@ -51,8 +51,8 @@ class Visualness(Term):
     Visualness, Verma et al. 2023 (TIP-CLIP), where people say which sentences are visual (r = 0) and which
     are not (r = 1). labelled: so it is here, by `Text.weight` = 1 - r. Otherwise r is what the model thinks
     (`null_share`), the mean being held at `share`: without that hold NULL, which sits among the texts, where
-    no image does, draws all of them where they lie close together. w is `Text.weight`, unless that is the label,
-    times ALIP's gates where `gated`. Captions that belong to NULL are weighed down by themselves.
+    no image does, draws all of them where they lie close together. w is `Text.weight`, unless that is the
+    label, times ALIP's gates where `gated`. Captions that belong to NULL are weighed down by themselves.
 
     texts: caption groups. NULL is trained and not exported; 1 - t . n scores sentences for a sampler.
     Measures: `visual`, the mean of 1 - r; `null`, the mean of t . n; `weight`, the mean of w (1 - r).
