@@ -6,7 +6,7 @@ from itertools import chain, pairwise
 
 import pytest
 
-from longclip.captions import Moved, Preceded, Prefixes, Shuffled, Whole, WithoutFirst
+from longclip.captions import Beginning, Moved, Preceded, Prefixes, Shuffled, Whole, WithoutFirst
 from longclip.types import Caption, Sentence, UserError
 
 
@@ -62,6 +62,13 @@ def test_beginnings_grow_by_nearly_equal_parts_to_the_whole(sentences, parts, le
     texts = Prefixes(parts)([made(sentences)], random.Random(0))
     assert [len(text.ids) // 2 for text in texts] == lengths
     assert all(later.ids[: len(earlier.ids)] == earlier.ids for earlier, later in pairwise(texts))
+
+
+def test_a_beginning_has_any_length_and_is_repeatable():
+    drawn = [Beginning()([made(4)], random.Random(seed))[0].ids for seed in range(40)]
+    assert {tuple(ids[::2]) for ids in drawn} == {(0,), (0, 10), (0, 10, 20), (0, 10, 20, 30)}
+    assert drawn == [Beginning()([made(4)], random.Random(seed))[0].ids for seed in range(40)]
+    assert Beginning()([], random.Random(0)) == []
 
 
 def test_places_and_parts_that_change_nothing_are_refused():
