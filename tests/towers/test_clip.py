@@ -60,6 +60,7 @@ def test_patches_live_in_the_joint_space(scenes, backbone, groups):
     batch = batch_of(scenes, backbone, groups)
     with_patches = tower(batch, groups.slots, frozenset({"patches"}))
     assert with_patches.patches_BPE.shape == (6, 4, 32)
+    assert with_patches.grid == (2, 2)
     torch.testing.assert_close(with_patches.image_BE, tower(batch, groups.slots).image_BE)
     visual = backbone.model.visual
     hidden = visual.forward_intermediates(tower.normalise(batch.pixels_BCHW), indices=1, output_fmt="NLC")

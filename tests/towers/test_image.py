@@ -13,7 +13,7 @@ from longclip.captions import Groups, Whole
 from longclip.data.loading import blank
 from longclip.towers.chunks import chunks
 from longclip.towers.clip import DualTower
-from longclip.towers.image import check_sizes, encode_patches, patch_dropout, positions, take_any_side
+from longclip.towers.image import check_sizes, encode_patches, grid, patch_dropout, positions, take_any_side
 from longclip.towers.pretrained import build
 from longclip.types import UserError
 
@@ -100,6 +100,18 @@ def test_dropped_patches_leave_the_class_token_and_a_fixed_number(towers, kind, 
     assert list(visual.state_dict()) == before
     visual.eval()
     assert encode_patches(visual, pixels)[1].shape == (5, 16, 32), "judging sees all patches"
+
+
+def test_patches_know_the_grid_that_they_lie_in_unless_some_were_dropped(visual):
+    patch_dropout(visual).prob = 0.75
+    pixels = torch.randn(2, 3, 48, 48)
+    kept_BPE = encode_patches(visual, pixels)[1]
+    assert kept_BPE.shape[1] == 4, "a square number all the same"
+    assert grid(visual, pixels, kept_BPE) is None
+    visual.eval()
+    for down, across in [(72, 72), (48, 48), (24, 60)]:
+        pixels = torch.randn(2, 3, down, across)
+        assert grid(visual, pixels, encode_patches(visual, pixels)[1]) == (down // 12, across // 12)
 
 
 def test_the_share_may_change_on_the_way(visual):
