@@ -223,5 +223,5 @@ def test_a_browser_shows_it_without_complaint_or_network(report, tmp_path, width
         hot = "getComputedStyle(document.querySelector('.large .m1')).opacity"
         assert browser.run(hot) == "0"
         browser.run("document.querySelector('.linked.m1').focus()")
-        browser.run("new Promise(done => setTimeout(done, 300))")
+        browser.run("Promise.all(document.getAnimations().map(fading => fading.finished)).then(() => 0)")
         assert browser.run(hot) == "1"
