@@ -108,8 +108,8 @@ class RegionChoice(Term):
         self._expected.check(embeddings)
         boxes_BK4, pairs = embeddings.boxes(self.texts), paired(embeddings, self.texts, self.negatives)
         there_BKN = pairs.there_BKN & known(boxes_BK4, embeddings.mask(self.texts))[..., None]
-        count = embeddings.gather(there_BKN.any(2)).sum().clamp_min(1)
+        asked = embeddings.gather(there_BKN.any(2)).sum().clamp_min(1)
         region_BKE = pool_regions(boxes_BK4, embeddings.patches_BPE, grid_of(embeddings))
-        scale, asked = self.logit_scale.exp(), pairs._replace(there_BKN=there_BKN, count=count)
-        value, chosen = choice(score(region_BKE, asked, scale), asked)
+        scale, pairs = self.logit_scale.exp(), pairs._replace(there_BKN=there_BKN, asked=asked)
+        value, chosen = choice(score(region_BKE, pairs, scale), pairs)
         return Loss(value, {"chosen": chosen, "scale": scale.detach()})
