@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,29 +22,16 @@ from ..types import Batch, Embeddings, Text, UserError, Words
 from .attention import Layout
 from .chunks import Chunk, chunks, in_backward_again
 from .corners import cornered, encode_corners, first_corners
+from .freezing import Freeze, lock
 from .glimpse import Glimpse, check_glimpses, encode_glimpse
 from .image import check_patches, encode_patches, grid, take_any_side
 from .lora import Lora, adapt
 from .pooled import pool_alone
-from .positions import text_module
 from .pretrained import Backbone
 from .start import cut, frozen
 from .text import encode_packed, encode_padded, encode_words, why_padded
 
 log = logging.getLogger(__name__)
-
-
-class Freeze(NamedTuple):
-    """What stays as it is, in open_clip's vocabulary.
-
-    `image_groups` / `text_layers` count the last groups (layers) that stay trainable in a locked tower.
-    """
-
-    image: bool = False
-    image_groups: int = 0
-    image_bn_stats: bool = False
-    text: bool = False
-    text_layers: int = 0
 
 
 class DualTower(nn.Module):
@@ -95,7 +82,7 @@ class DualTower(nn.Module):
         self.glimpse, self.corners = glimpse, corners
         for name in ("hidden_D", "corners_MD"):  # made where a term reads it; trained, never exported
             self.register_parameter(name, None)
-        _lock(self.backbone, freeze)
+        lock(self.backbone, freeze)
         adapt(self.backbone, lora)
         self.grad_checkpointing = grad_checkpointing
         if grad_checkpointing:
@@ -326,24 +313,3 @@ def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
 
 def _per_channel(values: list[float]) -> Tensor:
     return torch.tensor(values)[:, None, None]
-
-
-def _text_layers(model: Any) -> int:
-    text: Any = text_module(model)
-    return len(text.transformer.resblocks)
-
-
-def _lock(model: Any, freeze: Freeze) -> None:
-    if freeze.image:
-        model.lock_image_tower(unlocked_groups=freeze.image_groups, freeze_bn_stats=freeze.image_bn_stats)
-    if freeze.text:
-        model.lock_text_tower(unlocked_layers=freeze.text_layers)
-        # open_clip's lock does not see a table that is split in two (positions.freeze_head).
-        if freeze.text_layers <= _text_layers(model):
-            for name, parameter in model.named_parameters():
-                if "positional_embedding.original" in name:
-                    parameter.requires_grad_(False)
-    if not any(p.requires_grad for name, p in model.named_parameters() if "logit_" not in name):
-        raise UserError(
-            "everything is frozen: nothing would train; lift model.freeze.image or model.freeze.text"
-        )

@@ -18,7 +18,8 @@ from longclip.objectives import Contrastive, Grouping
 from longclip.optim import AdamW
 from longclip.towers import clip
 from longclip.towers.chunks import chunks
-from longclip.towers.clip import DualTower, Freeze
+from longclip.towers.clip import DualTower
+from longclip.towers.freezing import Freeze
 from longclip.towers.lora import Lora
 from longclip.towers.pretrained import build
 from longclip.training import LongClip

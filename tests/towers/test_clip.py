@@ -11,7 +11,8 @@ from longclip.data.images import EvalTransform
 from longclip.data.module import DataModule
 from longclip.data.plans.plan import Plan
 from longclip.optim import AdamW
-from longclip.towers.clip import DualTower, Freeze
+from longclip.towers.clip import DualTower
+from longclip.towers.freezing import Freeze
 from longclip.towers.pretrained import build
 from longclip.types import UserError
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from longclip.models import backbone_of
-from longclip.towers.clip import DualTower, Freeze
+from longclip.towers.clip import DualTower
+from longclip.towers.freezing import Freeze
 from longclip.towers.lora import Lora, LowRank, adapt, merge_matrices
 from longclip.towers.merging import merged_state_dict
 from longclip.towers.pretrained import build
