@@ -3,11 +3,12 @@
 import random
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 
 from longclip.captions import Groups, Scored, Sentences, Whole
-from longclip.types import Caption, Sentence, UserError
+from longclip.types import Caption, Sentence, Text, UserError
 
 
 def made(score: float | None, first_id: int, count: int = 2) -> Caption:
@@ -55,6 +56,19 @@ def test_weights_reach_the_slots_of_a_recipe() -> None:
     groups = Groups({"one": Scored(Sentences(2), low=0, high=1)}, seed=0)
     slots = groups.show([made(0.5, 100, count=1)], "key", 0)
     assert [text and text.weight for text in slots] == [0.5, None]
+
+
+def test_slots_that_a_policy_leaves_empty_stay_empty() -> None:
+    class Gappy:
+        count = 3
+
+        def __call__(
+            self, captions: Sequence[Caption], rng: random.Random, progress: float = 0.0
+        ) -> list[Text | None]:
+            return [Text(captions[0].sentences[0].ids), None, Text(captions[0].sentences[1].ids)]
+
+    texts = Scored(Gappy(), low=0, high=1)([made(0.5, 100)], random.Random(0))
+    assert [text and (text.ids[0], text.weight) for text in texts] == [(100, 0.5), None, (101, 0.5)]
 
 
 def test_scores_that_cross_are_refused() -> None:
