@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..towers.image import grid
 from ..objectives.term import Term
+from ..towers.image import grid
 from ..training import LongClip
 from ..types import Embeddings, Words
 from .counting import Counts, Line, count, line
