@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 from longclip.captions import First, Groups, Whole
 from longclip.data.module import DataModule
 from longclip.data.plans.plan import Plan
-from longclip.evaluate import Retrieval, examine
+from longclip.evaluate import Retrieval, examine, retrieval
 from longclip.evaluate.features import Features
 from longclip.evaluate.late import Interaction
 from longclip.evaluate.retrieval import search
@@ -64,7 +64,9 @@ def test_scores_equal_a_loop_whatever_the_tiles_and_the_order(monkeypatch, most,
     torch.testing.assert_close(both.of_texts(slice(2, 5), asked), by_text[asked].T[2:5])
 
 
-def test_ranks_follow_the_scores_of_their_own_direction():
+@pytest.mark.parametrize("at_once", [1, 3, 100])
+def test_ranks_follow_the_scores_of_their_own_direction(monkeypatch, at_once):
+    monkeypatch.setattr(retrieval, "QUERIES", at_once)
     seen = found()
     by_image, by_text = by_loop(seen)
     owner = torch.from_numpy((LENGTHS[:, SLOT] > 0).nonzero()[0])
