@@ -93,7 +93,7 @@ class Run:
         both = {"WORLD_SIZE": str(WORLD), "LOCAL_WORLD_SIZE": str(WORLD), "MASTER_PORT": str(port)}
         both |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
         both |= {"LONGCLIP_TARGETS": "benchmarks"}
-        command = [*self.command, f"+judge.start={self.number}"]
+        command = [*self.command, f"+judge.number={self.number}"]
         self.processes = []
         for rank in map(str, range(WORLD)):
             env = os.environ | both | {"RANK": rank, "LOCAL_RANK": rank}

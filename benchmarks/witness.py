@@ -27,17 +27,17 @@ class Witness(Judge):
 
     Args:
         folder: where to write, on a disk that no fault reaches.
-        start: which start of the run this is, from 1.
+        number: which start of the run this is, from 1.
         others: of `Judge`.
     """
 
-    def __init__(self, folder: str, start: int, **others: Any) -> None:
+    def __init__(self, folder: str, number: int, **others: Any) -> None:
         super().__init__(**others)
-        self.folder, self.start = Path(folder), start
+        self.folder, self.number = Path(folder), number
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{self.start:04d}-{dist.rank()}.jsonl"
+        path = self.folder / f"{self.number:04d}-{dist.rank()}.jsonl"
         self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         super().on_train_start(trainer, module)
 

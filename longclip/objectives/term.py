@@ -44,7 +44,7 @@ class Term(nn.Module, abc.ABC):
 
     @property
     def columns(self) -> dict[str, int | None]:
-        """The side-car columns that it reads: numbers in a vector, None where any will do, 0 for a bare number.
+        """The side-car columns that it reads: numbers in a vector, None where any will do, 0 for a bare one.
 
         So that what has no data (a plan, a test) can make them up.
         """
