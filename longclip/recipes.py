@@ -14,7 +14,7 @@ Nothing that a recipe names is built, so that listing them takes no torch and no
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +35,18 @@ class Recipe(NamedTuple):
     wrong: str
     captions: dict[str, str]  # group -> policy with its values, as one would call it
     terms: dict[str, str]
+    settings: dict[str, str]  # what else it sets, by its key
+
+    @property
+    def method(self) -> str:
+        """Whose it is, in a few words: "LiT (Zhai et al. 2021)"."""
+        name, _, rest = re.split(r":(?![^(]*\))", self.title)[0].partition(" (")
+        return f"{name} ({re.split(r',? arXiv|;', rest.rstrip(')'))[0]})" if rest else name
+
+    @property
+    def data(self) -> str:
+        """What it needs above all: "captions of several sentences"."""
+        return re.split(r"[;:.]? \(|[;:.] |[;.]$", self.needs)[0]
 
 
 def folders() -> list[Path]:
@@ -66,9 +78,13 @@ def read(path: Path) -> Recipe:
     Raises:
         UserError: its header lacks a paragraph.
     """
+    config = _composed(path)
+    own = config.pop("recipe", None) or {}
+    captions, terms = (
+        {name: _call(node) for name, node in (own.get(part) or {}).items()} for part in ("captions", "terms")
+    )
     title, needs, costs, wrong = _header(path)
-    captions, terms = ({name: _call(node) for name, node in nodes.items()} for nodes in _parts(path).values())
-    return Recipe(path.stem, title, needs, costs, wrong, captions, terms)
+    return Recipe(path.stem, title, needs, costs, wrong, captions, terms, dict(_settings(config)))
 
 
 def _header(path: Path) -> list[str]:
@@ -88,18 +104,17 @@ def _first_key(lines: list[str]) -> int:
     return next((n for n, line in enumerate(lines) if line and not line.startswith("#")), len(lines))
 
 
-def _parts(path: Path) -> dict[str, dict[str, Any]]:
-    """Its captions and terms, with those of the recipes that it is made on top of."""
+def _composed(path: Path) -> dict[str, Any]:
+    """What it sets, over what the recipes set that it is made on top of."""
     config = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    parts: dict[str, dict[str, Any]] = {"captions": {}, "terms": {}}
-    for node in [*(_parts(base) for base in _bases(config, path)), config.get("recipe") or {}]:
-        for part, known in parts.items():
-            known |= {name: _over(known.get(name), node) for name, node in (node.get(part) or {}).items()}
-    return parts
+    composed: dict[str, Any] = {}
+    for base in _bases(config.pop("defaults", None) or (), path):
+        composed = _over(composed, _composed(base))
+    return _over(composed, config)
 
 
-def _bases(config: Mapping[str, Any], path: Path) -> Iterator[Path]:
-    for entry in config.get("defaults") or ():
+def _bases(defaults: Iterable[Any], path: Path) -> Iterator[Path]:
+    for entry in defaults:
         if isinstance(entry, str) and entry != "_self_":
             yield path.with_name(f"{entry}.yaml")
 
@@ -109,6 +124,15 @@ def _over(base: Any, node: Any) -> Any:
     if not (isinstance(base, dict) and isinstance(node, dict)):
         return node
     return base | {key: _over(base.get(key), value) for key, value in node.items()}
+
+
+def _settings(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Its values with the keys that one would type."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from _settings(value, f"{key}.{name}".lstrip("."))
+    else:
+        yield key, _call(node)
 
 
 def _call(node: Any) -> str:

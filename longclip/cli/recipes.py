@@ -18,41 +18,50 @@ def recipes_command(commands: Any) -> None:
 def _recipes(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from .. import recipes
-
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-    if options.name:
-        _explain(console, recipes.read(recipes.find(options.name)))
-    else:
-        _list(console)
+    # A row of the list to a line, for whoever pipes it.
+    console = Console(width=None if sys.stdout.isatty() else 100 if options.name else 200, highlight=False)
+    _explain(console, options.name) if options.name else _list(console)
 
 
 def _list(console: Any) -> None:
-    from rich import box
     from rich.table import Table
     from rich.text import Text
 
     from .. import recipes
 
-    table = Table("recipe", "what it is", "needs", box=box.SIMPLE)
+    table = Table("recipe", "method", "needs, above all", box=None, padding=(0, 2, 0, 0))
     for name in recipes.names():
         try:
             recipe = recipes.read(recipes.find(name))
-            table.add_row(name, Text(recipe.title), Text(recipe.needs))
+            table.add_row(name, Text(recipe.method), Text(recipe.data))
         except UserError as error:  # somebody's own, in the making
-            table.add_row(name, Text(str(error)))
+            table.add_row(name, "", Text(str(error)))
     console.print(table)
-    console.print("longclip recipes NAME explains one; python train.py recipe=NAME trains with it")
+    console.print("\nlongclip recipes NAME explains one; python train.py recipe=NAME trains with it")
 
 
-def _explain(console: Any, recipe: Any) -> None:
-    paragraphs = [
-        recipe.title,
-        f"Needs: {recipe.needs}",
-        f"Costs: {recipe.costs}",
-        f"Goes wrong: {recipe.wrong}",
-        "\n".join(["Captions:", *(f"  {name}: {call}" for name, call in recipe.captions.items())]),
-        "\n".join(["Terms:", *(f"  {name}: {call}" for name, call in recipe.terms.items())]),
-        f"python train.py recipe={recipe.name} name=mine",
-    ]
-    console.print("\n\n".join(paragraphs), markup=False)
+def _explain(console: Any, name: str) -> None:
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    from .. import recipes
+
+    path = recipes.find(name)
+    recipe = recipes.read(path)
+    console.print(Text(recipe.title))
+    for label, text in zip(recipes.PARAGRAPHS, (recipe.needs, recipe.costs, recipe.wrong), strict=True):
+        console.print(Text.assemble((f"\n{label}: ", "bold"), text))
+    for label, rows in (
+        ("Captions", recipe.captions),
+        ("Terms", recipe.terms),
+        ("Sets", recipe.settings),
+    ):
+        if rows:
+            table = Table.grid(padding=(0, 2, 0, 0))
+            for key, value in rows.items():
+                table.add_row(Text(key), Text(value))
+            console.print(Text(f"\n{label}:", "bold"), Padding(table, (0, 0, 0, 2)))
+    console.print(
+        f"\n{path} says what its values mean\npython train.py recipe={name} name=mine", markup=False
+    )
