@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,18 +24,8 @@ from longclip import recipes, runs
 from longclip.data.converting.workers import processors
 
 from . import documents
-from .trainings import (
-    Found,
-    Job,
-    Numbers,
-    cell,
-    collect,
-    directory,
-    finished,
-    run_all,
-    train,
-    with_sidecars,
-)  # fmt: skip
+from .gains import Between, Told, markdown, plot
+from .trainings import Job, Numbers, collect, directory, finished, run_all, train, with_sidecars
 
 SHARES = (0.25, 0.5, 0.75)
 """Of the fine-tuned model, in the models between it and the start."""
@@ -49,11 +38,6 @@ SHORT = [
 ]
 """Pretraining on scenes: four texts of one to three sentences each."""
 
-TELLS = """The first line is the pretrained model with its positions stretched: R@1 in %, mean of both
-directions. All others are points above or below it, mean over seeds (lowest to highest). Brief: the caption
-cut at 40 tokens. Lost to order: points of R@1 that go when the first sentence moves to place 4, and when all
-are shuffled, mean of both. Half way: the mean of the weights of the start and of the first seed's model."""
-
 
 class Setting(NamedTuple):
     """Data and model: what all runs share."""
@@ -61,30 +45,6 @@ class Setting(NamedTuple):
     name: str  # of the benchmark that judges, too
     tuning: list[str]  # overrides of fine-tuning
     before: list[str]  # of pretraining
-
-    def columns(self) -> dict[str, tuple[str, ...]]:
-        """Column -> the numbers that it is the mean of."""
-        ways = ("i2t_r1", "t2i_r1")
-        return {
-            "long": tuple(f"{self.name}/long/{way}" for way in ways),
-            "brief": tuple(f"{self.name}/length/40/{way}" for way in ways),
-            "first sentence": tuple(f"{self.name}/short/{way}" for way in ways),
-            "lost to order": tuple(f"{self.name}/diagnostics/order/{d}/lost" for d in ("moved", "shuffled")),
-            "swaps": (f"{self.name}/swaps/accuracy",),
-            "pointing": (f"{self.name}/pointing/accuracy",),
-        }
-
-
-Between = dict[str, dict[str, Numbers]]
-"""Recipe -> share of the fine-tuned model -> what the model between it and the start was judged to be."""
-
-
-class Told(NamedTuple):
-    """All that was found."""
-
-    start: Numbers
-    found: Found
-    between: Between
 
 
 def main() -> None:
@@ -99,9 +59,9 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     name = f"finetuning-{setting.name}"
     (options.out / f"{name}.json").write_text(json.dumps(told._asdict(), indent=1) + "\n")
-    text = markdown(setting, told)
+    text = markdown(setting.name, told)
     documents.replace(options.markdown, name, text)
-    plot(setting, told, options.out / f"{name}.png")
+    plot(setting.name, told, options.out / f"{name}.png")
     print(text)
 
 
@@ -205,46 +165,6 @@ def _judged(job: Job, pretrained: Path, setting: Setting) -> dict[str, Numbers]:
         )
         found[str(share)] = flat(examine(tower, data, benchmarks))
     return found
-
-
-def markdown(setting: Setting, told: Told) -> str:
-    """What every recipe gains and loses, and so the model half way to it."""
-    columns = setting.columns()
-    head = ["recipe", *columns, "half way: long", "half way: brief"]
-    lines = [["the start", *(cell({0: told.start}, names) for names in columns.values()), "-", "-"]]
-    ranked = sorted(told.found.items(), key=lambda pair: -_mean(pair[1].values(), columns["long"]))
-    for name, seeds in ranked:
-        half = {0: told.between[name]["0.5"]} if name in told.between else {}
-        ways = [cell(half, columns[column], told.start) for column in ("long", "brief")]
-        lines.append([name, *(cell(seeds, names, told.start) for names in columns.values()), *ways])
-    picture = f"![R@1 of brief and of whole captions, recipe by recipe](finetuning-{setting.name}.png)"
-    return "\n\n".join([documents.table(head, lines), TELLS, picture])
-
-
-def _mean(seeds: Iterable[Numbers], names: Sequence[str]) -> float:
-    return statistics.mean(numbers[name] for numbers in seeds for name in names)
-
-
-def plot(setting: Setting, told: Told, path: Path) -> None:
-    """Every recipe's way from the start: R@1 of brief captions across, of whole ones upwards."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    columns = setting.columns()
-    figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
-    for number, (name, seeds) in enumerate(told.found.items()):
-        steps = [[numbers] for numbers in told.between.get(name, {}).values()]
-        way = [[told.start], *steps, list(seeds.values())]
-        brief, long = ([_mean(one, columns[column]) for one in way] for column in ("brief", "long"))
-        axes.plot(brief, long, "-", color=f"C{number % 10}", alpha=0.5, linewidth=1)
-        axes.plot(brief[-1:], long[-1:], "osD^v"[number // 10 % 5], color=f"C{number % 10}", label=name)
-    axes.set(xlabel="R@1 of captions cut at 40 tokens (%)", ylabel="R@1 of whole captions (%)")
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks import documents, finetuning, mosaics, recipe_costs, recipes, trainings
+from benchmarks import documents, gains, mosaics, recipe_costs, recipes, trainings
 from benchmarks.recipe_costs import Cost
 from benchmarks.trainings import Job, cell
 from longclip import callbacks
@@ -147,23 +147,21 @@ def test_a_step_of_sub_captions_and_groups_costs_more_than_one_of_whole_captions
 
 
 def test_fine_tuning_is_told_as_points_above_the_start(tmp_path):
-    setting = finetuning.Setting("scenes", [], [])
-
     def numbers(long, brief):
         names = {"scenes/long/": long, "scenes/length/40/": brief}
         return {f"{name}{way}_r1": value for name, value in names.items() for way in ("i2t", "t2i")}
 
-    told = finetuning.Told(
+    told = gains.Told(
         numbers(10.0, 30.0),
         {"long": {0: numbers(40.0, 20.0), 1: numbers(50.0, 24.0)}, "robust": {0: numbers(60.0, 30.0)}},
         {"long": {"0.25": numbers(15.0, 31.0), "0.5": numbers(30.0, 32.0)}},
     )
-    start, robust, long = finetuning.markdown(setting, told).splitlines()[2:5]
+    start, robust, long = gains.markdown("scenes", told).splitlines()[2:5]
     assert start.startswith("| the start | 10.0 | 30.0 | - |")
     assert robust.startswith("| robust | +50.0 | +0.0 |")
     assert long.startswith("| long | +35.0 (+30.0 to +40.0) | -8.0 (-10.0 to -6.0) |")
     assert long.endswith("| +20.0 | +2.0 |")
-    finetuning.plot(setting, told, tmp_path / "way.png")
+    gains.plot("scenes", told, tmp_path / "way.png")
     assert (tmp_path / "way.png").stat().st_size > 1000
 
 
