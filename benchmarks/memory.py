@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from longclip.objectives import Contrastive
 from longclip.optim import AdamW
 from longclip.planner.counting import count
+from longclip.towers.answers import embed
 from longclip.towers.chunks import Chunk, chunks
 from longclip.towers.clip import DualTower
 from longclip.towers.pretrained import build
@@ -71,7 +72,7 @@ def gradient_error(images: int, micro_batch: int) -> float:
 
 
 def _loss(module: LongClip, parts: list[Chunk]) -> Tensor:
-    embeddings = module.tower.embed(parts, module.slots, module.needs)
+    embeddings = embed(module.tower, parts, module.slots, module.needs)
     return torch.stack([term(embeddings).value for term in module.terms.values()]).sum()
 
 

@@ -67,7 +67,7 @@ def test_other_errors_stay_what_they_are(scenes, tiny, monkeypatch):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     trainer, module, data = parts(scenes, tiny)
-    monkeypatch.setattr(module.tower, "embed_images", broken)
+    monkeypatch.setattr(module.tower, "normalise", broken)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         trainer.fit(module, data)
 

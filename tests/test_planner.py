@@ -19,11 +19,13 @@ from longclip.optim import AdamW
 from longclip.planner import report
 from longclip.planner.estimate import Choice, Costs, Job, choose
 from longclip.planner.lengths import synthetic
+from longclip.towers.answers import embed_images, embed_texts
 from longclip.towers.clip import DualTower
 from longclip.towers.pretrained import build
 from longclip.training import LongClip
 from longclip.types import Batch, UserError
 
+PATCHES = frozenset({"patches"})
 QUICK = ["mobileclip2", "longpo", "flame"]  # columns, a frozen start
 OTHERS = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml") if path.stem not in QUICK)
 GROUPS = Groups({"long": Whole(), "sub": Sentences(2)}, seed=0)
@@ -75,9 +77,9 @@ def step(module, batch, micro_batch=None):
 def test_planned_activations_are_those_of_a_real_step(tiny, lengths_BK, costs, checkpointing):
     module, batch = module_of(tiny, grad_checkpointing=checkpointing), batch_of(lengths_BK)
     memory = costs.memory(None, checkpointing)
-    real = saved_bytes(lambda: module.tower.embed_images(batch.pixels_BCHW, True))
+    real = saved_bytes(lambda: embed_images(module.tower, batch.pixels_BCHW, PATCHES))
     assert memory["activations, image tower"] == pytest.approx(real, rel=0.1)
-    real = saved_bytes(lambda: module.tower.embed_texts(batch.tokens_T, lengths_BK)[0])
+    real = saved_bytes(lambda: embed_texts(module.tower, batch.tokens_T, lengths_BK, PATCHES)[0])
     assert memory["activations, text tower"] == pytest.approx(real, rel=0.1)
 
 

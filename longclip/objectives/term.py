@@ -30,7 +30,7 @@ class Term(nn.Module, abc.ABC):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What it asks of the towers beyond global features: a subset of `DualTower.NEEDS`."""
+    """What it asks of the towers beyond global features: a subset of `towers.needs.NEEDS`."""
 
     def __init__(self, texts: str, weight: float = 1.0) -> None:
         super().__init__()

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..objectives.term import Term
+from ..towers.answers import embed_images, embed_masked, embed_texts
 from ..towers.image import grid
 from ..training import LongClip
 from ..types import Embeddings, Words
@@ -41,9 +42,7 @@ class Pretence:
 
     def __init__(self, module: LongClip, lengths_BK: NDArray[np.int32], precision: str) -> None:
         self.module, self.tower, self.lengths_BK = module, module.tower.train(), lengths_BK
-        self.precision, self.patches = precision, "patches" in module.needs
-        self.words, self.masked = "words" in module.needs, "masked" in module.needs
-        self.corners = "corners" in module.needs
+        self.precision, self.needs = precision, module.needs
         self.size = int(np.max(self.tower.preprocess_cfg["size"]))
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         with self.fake:
@@ -104,16 +103,16 @@ class Pretence:
     def _images(self, images: int) -> dict[str, Tensor]:
         """What terms read of the image tower, by its name in `Embeddings`."""
         with self._autocast():
-            image_BE, patches_BPE = self.tower.embed_images(self._pixels(images), self.patches)
+            image_BE, patches_BPE = embed_images(self.tower, self._pixels(images), self.needs)
             found = {"image_BE": image_BE}
             if patches_BPE is not None:
                 found["patches_BPE"] = patches_BPE
             for start in self.tower.start:
                 with torch.no_grad():
-                    start.embed_images(self._pixels(images), False)
-            if self.masked:
+                    embed_images(start, self._pixels(images), frozenset())
+            if "masked" in self.needs:
                 draws_B = np.zeros(images, np.int64)
-                found["masked_BE"] = self.tower.embed_masked(self._pixels(images), draws_B)
+                found["masked_BE"] = embed_masked(self.tower, self._pixels(images), draws_B)
             return found
 
     def _pixels(self, images: int) -> Tensor:
@@ -123,12 +122,11 @@ class Pretence:
         """The same of the text tower."""
         tokens_T = torch.zeros(int(lengths_BK.sum()), dtype=torch.int32)
         with self._autocast():
-            made = self.tower.embed_texts(tokens_T, lengths_BK, self.words, self.corners)
+            made = embed_texts(self.tower, tokens_T, lengths_BK, self.needs)
             for start in self.tower.start:
                 with torch.no_grad():
-                    start.embed_texts(tokens_T, lengths_BK)
-            names = ("text_BKE", "words_TE", "corners_BKME")
-            return {name: x for name, x in zip(names, made, strict=True) if x is not None}
+                    embed_texts(start, tokens_T, lengths_BK, frozenset())
+            return {name: x for name, x in made._asdict().items() if x is not None}
 
     def _embeddings(self, images: int, world: int) -> Embeddings:
         """Leaves of the shapes that the towers give, with a gradient where the towers have one."""

@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from longclip.strategies.sharding import prepare
 from longclip.strategies.states import whole_weights
 from longclip.towers import configs
+from longclip.towers.answers import embed_images
 from longclip.towers.clip import DualTower
 from longclip.towers.pretrained import Backbone
 
@@ -24,7 +25,8 @@ PREPROCESS = {
 
 def parts(tower):
     """Features of a caption and of an image, without the tower's own forward."""
-    image_BE, patches_BPE = tower.embed_images(torch.full((1, 3, 24, 24), 7, dtype=torch.uint8), patches=True)
+    pixels_BCHW = torch.full((1, 3, 24, 24), 7, dtype=torch.uint8)
+    image_BE, patches_BPE = embed_images(tower, pixels_BCHW, frozenset({"patches"}))
     return {"text": tower.encode_captions(["A red dog."]), "image": image_BE, "patches": patches_BPE}
 
 

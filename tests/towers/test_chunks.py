@@ -16,7 +16,7 @@ from longclip import dist
 from longclip.captions import Groups
 from longclip.objectives import Contrastive, Grouping
 from longclip.optim import AdamW
-from longclip.towers import clip
+from longclip.towers import answers
 from longclip.towers.chunks import chunks
 from longclip.towers.clip import DualTower
 from longclip.towers.freezing import Freeze
@@ -141,7 +141,7 @@ def test_patch_dropout_is_the_same_again_in_the_backward_pass(tiny, monkeypatch)
     module = module_of(DualTower(build(tiny, None, 248, patch_dropout=0.5)).double())
     torch.manual_seed(1)
     loss, grads = step(module, made_up(), 3)
-    monkeypatch.setattr(clip, "in_backward_again", lambda encode, *args: encode(*args))
+    monkeypatch.setattr(answers, "in_backward_again", lambda encode, *args: encode(*args))
     torch.manual_seed(1)
     kept_loss, kept = step(module, made_up(), 3)
     torch.testing.assert_close(loss, kept_loss, rtol=1e-6, atol=0)
@@ -176,7 +176,7 @@ def test_a_whole_chunk_is_the_plain_path(tiny, monkeypatch):
     def forbidden(*_):
         raise AssertionError("nothing needs to be encoded again")
 
-    monkeypatch.setattr(clip, "in_backward_again", forbidden)
+    monkeypatch.setattr(answers, "in_backward_again", forbidden)
     module = module_of(DualTower(build(tiny, None, 248)))
     for size in (None, IMAGES, IMAGES + 1):
         step(module, made_up(), size)
