@@ -155,10 +155,16 @@ def _judged(job: Job, pretrained: Path, setting: Setting) -> dict[str, Numbers]:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose("train", [*job.overrides, "data.workers=0"])
     benchmarks = {setting.name: evaluators(config.benchmark)[setting.name]}
-    length = config.model.backbone.context_length
+    backbone = config.model.backbone
     found = {}
     for share in SHARES:
-        mean = average([str(pretrained / "export"), str(job.run)], [1 - share, share], length)
+        mean = average(
+            [str(pretrained / "export"), str(job.run)],
+            [1 - share, share],
+            backbone.context_length,
+            positions=backbone.positions,
+            keep=backbone.keep,
+        )
         tower = DualTower(mean)
         data = instantiate(
             config.data, groups=None, tokenizer=tower.tokenizer, preprocess=tower.preprocess_cfg

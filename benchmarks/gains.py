@@ -13,7 +13,7 @@ from typing import NamedTuple
 from . import documents
 from .trainings import Found, Numbers, cell
 
-TELLS = """The first line is the pretrained model with its positions stretched: R@1 in %, mean of both
+TELLS = """The first line is the pretrained model, stretched as by `long`: R@1 in %, mean of both
 directions. All others are points above or below it, mean over seeds (lowest to highest). Brief: the caption
 cut at 40 tokens. Lost to order: points of R@1 that go when the first sentence moves to place 4, and when all
 are shuffled, mean of both. Half way: the mean of the weights of the start and of the first seed's model."""

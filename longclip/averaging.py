@@ -33,6 +33,8 @@ def average(
     shares: Sequence[float] | None = None,
     context_length: int | None = None,
     weights: str | None = None,
+    positions: str = "stretch",
+    keep: int = 20,
 ) -> Backbone:
     """The mean of these models, summed up in float64, one model in memory at a time.
 
@@ -40,16 +42,18 @@ def average(
         names: run, checkpoint, export, `hf-hub:` ... as `models.load` says.
         shares: how much of each; they add up to 1. None: the same of all. Of a share outside of 0 to 1, as
             1.5 and -0.5, the mean lies beyond the models.
-        context_length: positions of a model that has fewer are stretched to this; None: to those of the last.
+        context_length: fewer positions than this are lengthened to it; None: to those of the last.
         weights: which of checkpoints, as `models.load` says.
+        positions, keep: how they are lengthened: as in the training that came of it (model.backbone), or the
+            mean is of rows that never belonged together.
 
     Raises UserError where the models are of different architectures, activations or preprocessing.
     """
     shares = _checked(names, shares)
-    last = models.load(names[-1], context_length, weights)
+    last = models.load(names[-1], context_length, weights, positions, keep)
     sums = _scaled(last, shares[-1])
     for name, share in zip(names[:-1], shares[:-1], strict=True):
-        other = models.load(name, last.tokenizer.context_length, weights)
+        other = models.load(name, last.tokenizer.context_length, weights, positions, keep)
         _check_alike(name, other, names[-1], last)
         for key, value in _scaled(other, share).items():
             sums[key] += value

@@ -30,27 +30,34 @@ log = logging.getLogger(__name__)
 PREFIX = "tower.backbone."
 
 
-def load(name: str, context_length: int | None = None, weights: str | None = None) -> Backbone:
+def load(
+    name: str,
+    context_length: int | None = None,
+    weights: str | None = None,
+    positions: str = "stretch",
+    keep: int = 20,
+) -> Backbone:
     """A model by run directory, .ckpt, export folder, `local-dir:`, `hf-hub:` or `ARCHITECTURE/TAG`.
 
     Args:
-        context_length: stretch the text positions to this; None keeps them. Ours are never changed.
+        context_length: lengthen the text positions to this; None keeps them. Ours are never changed.
         weights: which of a checkpoint, "raw" or "ema"; None: the running averages where it holds them.
+        positions, keep: how they are lengthened, as `pretrained.build` says.
     """
     path = Path(name)
     if any((path / config).is_file() for config in ("open_clip_config.json", "config.json")):
-        return build(None, f"local-dir:{path}", context_length)
+        return build(None, f"local-dir:{path}", context_length, positions, keep)
     if (path / "checkpoints").is_dir() or path.suffix == ".ckpt":
         return from_checkpoint(checkpoint_of(path), weights)
     if name.startswith(("local-dir:", "hf-hub:")):
-        return build(None, name, context_length)
+        return build(None, name, context_length, positions, keep)
     architecture, slash, tag = name.partition("/")
     if path.exists() or not slash or path.parent.is_dir():  # runs/mien is a mistyped run
         raise UserError(
             f"{name} is no run (no checkpoints/ in it), no .ckpt, no export (no open_clip_config.json or "
             "config.json in it) and no ARCHITECTURE/TAG such as ViT-B-16/openai"
         )
-    return build(architecture, tag, context_length)
+    return build(architecture, tag, context_length, positions, keep)
 
 
 def checkpoint_of(path: Path) -> Path:

@@ -43,10 +43,11 @@ def test_all_of_one_is_that_one_bit_by_bit_and_shares_may_lie_beyond(models):
     torch.testing.assert_close(beyond, 1.5 * other["text_projection"] - 0.5 * one["text_projection"])
 
 
-def test_a_start_with_fewer_positions_is_stretched_as_training_stretched_it(models):
-    found = average(models[:2])
+@pytest.mark.parametrize(("keep", "ratio"), [(20, 4), (58, 10)])
+def test_a_start_with_fewer_positions_is_stretched_as_training_stretched_it(models, keep, ratio):
+    found = average(models[:2], keep=keep)
     short, one = map(state, models[:2])
-    stretched_LD = stretch(short["positional_embedding"], 20, 4)
+    stretched_LD = stretch(short["positional_embedding"], keep, ratio)
     mean_LD = (stretched_LD + one["positional_embedding"]) / 2
     torch.testing.assert_close(found.model.positional_embedding.detach(), mean_LD, atol=1e-6, rtol=0)
     assert found.tokenizer.context_length == 248

@@ -19,8 +19,9 @@ def average_command(commands: Any) -> None:
         "--shares", nargs="+", type=float, help="of each, adding up to 1; default: all the same"
     )
     mean.add_argument(
-        "--context-length", type=int, help="stretch shorter positions to this; default: to those of the last"
+        "--context-length", type=int, help="lengthen positions to this; default: to those of the last"
     )
+    _how_positions_grow(mean)
     mean.add_argument("--weights", choices=["ema", "raw"], help="of checkpoints, as in export")
     mean.set_defaults(run=_average)
 
@@ -63,15 +64,7 @@ def import_command(commands: Any) -> None:
     bring.add_argument(
         "--context-length", type=int, help="lengthen the positions to this; default: as they are"
     )
-    bring.add_argument(
-        "--positions",
-        default="stretch",
-        choices=["stretch", "interpolate", "group", "repeat"],
-        help="how they grow; default: stretch, as Long-CLIP",
-    )
-    bring.add_argument(
-        "--keep", type=int, default=20, help="positions at the beginning that stay; default: 20"
-    )
+    _how_positions_grow(bring)
     bring.add_argument(
         "--attention-temperature",
         type=float,
@@ -81,12 +74,31 @@ def import_command(commands: Any) -> None:
     bring.set_defaults(run=_import)
 
 
+def _how_positions_grow(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--positions",
+        default="stretch",
+        choices=["stretch", "interpolate", "group", "repeat"],
+        help="how they grow; default: stretch, as Long-CLIP",
+    )
+    parser.add_argument(
+        "--keep", type=int, default=20, help="positions at the beginning that stay; default: 20"
+    )
+
+
 def _average(options: argparse.Namespace) -> None:
     from ..averaging import average
     from ..export import write
     from ..export.facts import public
 
-    mean = average(options.models, options.shares, options.context_length, options.weights)
+    mean = average(
+        options.models,
+        options.shares,
+        options.context_length,
+        options.weights,
+        options.positions,
+        options.keep,
+    )
     about = {"mean_of": public(options.models), "shares": options.shares, "weights": options.weights}
     print(f"next: python -m eval.run model={write(mean, options.out, provenance=about)}")
 
