@@ -20,6 +20,7 @@ from typing import NamedTuple
 from eval.report import length_curves
 from longclip import runs
 from longclip.data.converting.workers import processors
+from longclip.data.plans.plan import BY_RULE
 
 Numbers = dict[str, float]
 
@@ -74,7 +75,8 @@ def with_sidecars(variants: Mapping[str, Sequence[str]], given: Sequence[str]) -
     stores, found = dict(pair.split("=", 1) for pair in given), dict[str, list[str]]()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         for name, overrides in variants.items():
-            columns = hydra.compose("train", list(overrides)).data.sidecar.columns
+            data = hydra.compose("train", list(overrides)).data
+            columns = [*data.sidecar.columns, *({data.plan.batches} - set(BY_RULE))]
             if columns and name not in stores:
                 print(f"{name} is left out: it reads {', '.join(columns)} (--sidecars {name}=STORE)")
             else:

@@ -90,9 +90,10 @@ def test_finished_runs_are_left_alone_and_a_failure_stops_no_other(tmp_path, mon
 
 
 def test_a_recipe_that_reads_a_side_car_takes_part_where_it_has_one(capsys):
-    variants = {"long": ["recipe=long"], "mobileclip2": ["recipe=mobileclip2"]}
+    variants = {name: [f"recipe={name}"] for name in ("long", "mobileclip2", "mcl")}
     assert trainings.with_sidecars(variants, []) == {"long": ["recipe=long"]}
-    assert "mobileclip2 is left out" in capsys.readouterr().out
+    assert "mobileclip2 is left out" in (said := capsys.readouterr().out)
+    assert "mcl is left out: it reads cluster" in said
     found = trainings.with_sidecars(variants, ["mobileclip2=stores/teacher"])
     assert found["mobileclip2"] == ["recipe=mobileclip2", "data.sidecar.stores=[stores/teacher]"]
 

@@ -34,6 +34,8 @@ ELSEWHERE = {
     r"longclip search .* --serve": "search/test_search_page.py::test_the_server_forbids_scripts",
     r"longclip embed .*": "test_embedding.py::test_the_command_says_what_to_type_next",
     r"python train.py recipe=mobileclip2 .*": "test_embedding.py::test_a_recipe_finds_the_embeddings",
+    r"longclip cluster .*": "data/test_clusters.py::test_the_command_says_what_to_type_next",
+    r"python train.py recipe=mcl .*": "data/test_clusters.py::test_a_batch_is_of_one_cluster",
     r"longclip import .*": "export/test_export.py::test_imported_long_clip_keeps_its_features",
     r"longclip export .* --format .*": "export/test_export.py::test_every_format_gives_the_same_ids",
     r"python -m benchmarks.plots .*": "test_benchmarks.py::test_the_picture_shows_costs",

@@ -1,4 +1,4 @@
-"""`longclip recipes | shards | sidecar | embed | search | preview | doctor | average | export | push | ...`.
+"""`longclip recipes | shards | sidecar | embed | cluster | search | preview | doctor | average | ...`.
 
 Each command imports what it needs.
 """
@@ -9,7 +9,7 @@ import argparse
 import sys
 
 from ..types import UserError
-from . import data, models, recipes, search
+from . import data, models, recipes, search, sidecars
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,8 +30,9 @@ def parser() -> argparse.ArgumentParser:
         data.shards_command,
         data.preview_command,
         data.doctor_command,
-        data.sidecar_command,
-        data.embed_command,
+        sidecars.sidecar_command,
+        sidecars.embed_command,
+        sidecars.cluster_command,
         search.search_command,
         models.average_command,
         models.export_command,

@@ -15,6 +15,7 @@ class Freeze(NamedTuple):
     """What stays as it is, in open_clip's vocabulary.
 
     `image_groups` / `text_layers` count the last groups (layers) that stay trainable in a locked tower.
+    `only`: nothing but this and the temperature trains of what is not locked: "mlps", those of the blocks.
     """
 
     image: bool = False
@@ -22,6 +23,7 @@ class Freeze(NamedTuple):
     image_bn_stats: bool = False
     text: bool = False
     text_layers: int = 0
+    only: str | None = None
 
 
 def lock(model: Any, freeze: Freeze) -> None:
@@ -39,10 +41,23 @@ def lock(model: Any, freeze: Freeze) -> None:
             for name, parameter in model.named_parameters():
                 if "positional_embedding.original" in name:
                     parameter.requires_grad_(False)
+    if freeze.only is not None:
+        _lock_all_but(model, freeze.only)
     if not any(p.requires_grad for name, p in model.named_parameters() if "logit_" not in name):
         raise UserError(
-            "everything is frozen: nothing would train; lift model.freeze.image or model.freeze.text"
+            "everything is frozen: nothing would train; lift model.freeze.image, model.freeze.text or "
+            "model.freeze.only"
         )
+
+
+def _lock_all_but(model: Any, kept: str) -> None:
+    if kept != "mlps":
+        raise UserError(f"model.freeze.only is {kept!r}; it is mlps, or null for all that is not locked")
+    for name, parameter in model.named_parameters():
+        *path, _ = name.split(".")
+        in_block = any(part.isdigit() for part in path)
+        if not (in_block and "mlp" in path) and "logit_" not in name:
+            parameter.requires_grad_(False)
 
 
 def _text_layers(model: Any) -> int:

@@ -22,6 +22,8 @@ from .mixture import Mixture, Part
 from .order import Order, Stream
 
 RANDOM, SIMILAR, BALANCED = "random", "similar", "balanced"
+BY_RULE = (RANDOM, SIMILAR, BALANCED)
+"""How batches are composed without labels."""
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,10 @@ class Store:
     Args:
         directory: made by `longclip sidecar`.
 
+    Attributes:
+        keys: digests of the samples' keys, sorted.
+        kinds: column -> its kind.
+
     Raises:
         UserError: the folder is no side-car, or a column in it is torn.
     """
@@ -50,13 +54,13 @@ class Store:
         described = _described(self.directory)
         self.kinds: dict[str, str] = described["columns"]
         self.tokenizer, self.example = described["tokenizer"], described["example"]
-        self._keys = self._array("keys.npy", np.dtype(np.uint64), (described["rows"], 2))
+        self.keys = self._array("keys.npy", np.dtype(np.uint64), (described["rows"], 2))
         self._fixed: dict[str, NDArray[Any]] = {}
         self._blobs: dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]] = {}
         for name, kind in self.kinds.items():
             if kind in ("number", "label"):
                 dtype = np.dtype(np.float64 if kind == "number" else np.int64)
-                self._fixed[name] = self._array(f"{name}.npy", dtype, (len(self._keys),))
+                self._fixed[name] = self._array(f"{name}.npy", dtype, (len(self.keys),))
             else:
                 self._blobs[name] = self._blob(name)
 
@@ -65,7 +69,7 @@ class Store:
 
     def rows(self, digests: Digests) -> NDArray[np.int32]:
         """The row of each key, -1 where there is none."""
-        return find(self._keys, digests)
+        return find(self.keys, digests)
 
     def values(self, name: str, rows: NDArray[np.int32]) -> NDArray[Any]:
         """A number or label of each row; NaN or -1 where the row is -1."""
@@ -116,7 +120,7 @@ class Store:
 
     def _blob(self, name: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         path = self.directory / f"{name}.bin"
-        spans = self._array(f"{name}.spans.npy", np.dtype(np.int64), (len(self._keys), 2))
+        spans = self._array(f"{name}.spans.npy", np.dtype(np.int64), (len(self.keys), 2))
         size = path.stat().st_size if path.exists() else -1
         if size != int((spans[:, 1] - spans[:, 0]).sum()) or spans.min() < 0 or spans.max() > size:
             raise UserError(

@@ -1,0 +1,116 @@
+"""Commands about what lies beside the data: `sidecar`, `embed`, `cluster`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def sidecar_command(commands: Any) -> None:
+    sidecar = commands.add_parser("sidecar", help="facts about samples -> a store that training joins by key")
+    sidecar.add_argument("source", type=Path, help=".jsonl, .csv, .parquet, .npz, or shards, for their meta")
+    sidecar.add_argument("--out", type=Path, required=True, help="the folder to make")
+    sidecar.add_argument("--key", default="key", help="the column with the samples' keys; default: key")
+    sidecar.add_argument("--columns", nargs="+", help="which to take; default: all")
+    sidecar.add_argument("--labels", nargs="+", default=[], help="columns of words that are no captions")
+    sidecar.add_argument(
+        "--neighbours", nargs="+", default=[], help="columns of lists of keys; they become labels of groups"
+    )
+    sidecar.add_argument(
+        "--splitter", default="syntok", choices=["syntok", "dreamlip"], help="finds sentences"
+    )
+    sidecar.add_argument("--workers", type=int, default=1, help="processes that tokenise; default: 1")
+    sidecar.add_argument("--model", default="ViT-B-16", help="the architecture whose tokenizer makes the ids")
+    sidecar.set_defaults(run=_sidecar)
+
+
+def embed_command(commands: Any) -> None:
+    embed = commands.add_parser("embed", help="shards through a model -> a side-car of teacher embeddings")
+    embed.add_argument("model", help="the teacher: a run, .ckpt, export, hf-hub: or ARCHITECTURE/TAG")
+    embed.add_argument("shards", help="a folder of them")
+    embed.add_argument("--out", type=Path, required=True, help="the side-car's folder, made here")
+    embed.add_argument("--name", default="teacher", help="of its columns, NAME_image and NAME_text")
+    embed.add_argument(
+        "--source", dest="sources", action="append", default=[], metavar="NAME",
+        help="whose captions, where an image has several; can be given again, for a column each",
+    )  # fmt: skip
+    embed.add_argument("--device", help="default: a GPU where there is one")
+    embed.add_argument("--batch-size", type=int, default=64, help="images embedded at once; default: 64")
+    embed.set_defaults(run=_embed)
+
+
+def cluster_command(commands: Any) -> None:
+    cluster = commands.add_parser(
+        "cluster", help="a side-car's vectors -> a side-car of labels, of look-alikes"
+    )
+    cluster.add_argument("source", type=Path, help="the side-car")
+    cluster.add_argument("--out", type=Path, required=True, help="the folder to make")
+    cluster.add_argument("--column", default="teacher_image", help="of vectors; default: teacher_image")
+    cluster.add_argument("--count", type=int, default=9, help="clusters; default: 9")
+    cluster.add_argument(
+        "--within", type=Path, nargs="+", default=[], metavar="DIR",
+        help="labels of earlier stages, inside which clusters are made",
+    )  # fmt: skip
+    cluster.set_defaults(run=_cluster)
+
+
+def _sidecar(options: argparse.Namespace) -> None:
+    from ..data.sidecars.writer import write_sidecar
+    from ..towers import configs
+
+    report = write_sidecar(
+        options.source,
+        options.out,
+        configs.tokenizer(options.model),
+        key=options.key,
+        columns=options.columns,
+        labels=options.labels,
+        neighbours=options.neighbours,
+        splitter=options.splitter,
+        processes=options.workers,
+    )
+    print(f"{options.out}: {report.rows:,} rows")
+    for name, kind in report.kinds.items():
+        print(f"  {name}: {kind}, {report.missing[name]:,} rows without a value")
+    print(
+        f"next: data.sidecar.stores=[{options.out}], then filter, weight, scores or columns of data.sidecar"
+    )
+
+
+def _embed(options: argparse.Namespace) -> None:
+    from ..embedding import embed
+    from ..search import session
+
+    with session.progress() as progress:
+        report = embed(
+            options.model,
+            options.shards,
+            options.out,
+            progress,
+            name=options.name,
+            sources=options.sources,
+            device=options.device,
+            batch_size=options.batch_size,
+        )
+    columns, (root, _, folder) = [report.image, *report.texts], options.shards.rstrip("/").rpartition("/")
+    print(f"{options.out}: {report.written.rows:,} images, {report.damaged:,} damaged ones left out")
+    for column in report.texts:
+        print(f"  {column}: {report.written.missing[column]:,} images without such a caption")
+    print(f"  captions were read up to {report.context_length} tokens")
+    print(
+        f"next: python train.py recipe=mobileclip2 data=shards data.root={root or '.'} data.train={folder} "
+        f"data.sidecar.stores=[{options.out}] data.sidecar.columns=[{','.join(columns)}] "
+        f"recipe.terms.distilled.teachers.first.scale={report.scale:.4g}"
+    )
+
+
+def _cluster(options: argparse.Namespace) -> None:
+    from ..data.sidecars.clusters import COLUMN, cluster
+
+    found = cluster(options.source, options.column, options.out, options.count, options.within)
+    print(
+        f"{options.out}: {found.labels:,} clusters of {found.smallest:,} to {found.largest:,} samples, "
+        f"{found.missing:,} of {found.rows:,} rows without one"
+    )
+    print(f"next: data.sidecar.stores=[{options.out}] data.plan.batches={COLUMN}, or recipe=mcl")
