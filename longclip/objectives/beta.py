@@ -19,18 +19,12 @@ from torch.nn.functional import normalize, softplus
 from longclip import dist
 from longclip.objectives.contrastive import check_contrast
 from longclip.objectives.grouping import contrast_over_batch
-from longclip.objectives.imagewise import imagewise
+from longclip.objectives.imagewise import images_at_a_time, imagewise
 from longclip.objectives.pooling import PoolingHead, Weights, check_heads, pool
 from longclip.objectives.term import Loss, Term
 from longclip.objectives.tiled import logistic
 from longclip.objectives.tiles import Pairs
 from longclip.types import Embeddings, UserError
-
-CPU_TILE = 2**19
-"""Patch values in one tile (five images of B-16): their normed copies, keys and values live for one tile."""
-
-CUDA_TILE = 2**23
-"""A GPU wants few, large kernels."""
 
 
 def beta_softmax(
@@ -99,10 +93,9 @@ class Finder(nn.Module):
 
     def forward(self, text_BKE: Tensor, patches_BPE: Tensor) -> Tensor:
         """Unit vectors, [B, K, E]; the attention is made a few images at a time, forward and backward."""
-        values = CUDA_TILE if patches_BPE.is_cuda else CPU_TILE
-        size = max(1, values // patches_BPE[0].numel())
         images = (self.pooling.queries(text_BKE), patches_BPE)
-        (pooled_BKE,) = imagewise(partial(_pooled, self.heads), images, self.pooling.weights(), size)
+        pool_some, size = partial(_pooled, self.heads), images_at_a_time(patches_BPE)
+        (pooled_BKE,) = imagewise(pool_some, images, self.pooling.weights(), size)
         found_BKE = pooled_BKE.to(text_BKE.dtype)
         return normalize(found_BKE + self.mlp(self.norm(found_BKE)), dim=-1)
 

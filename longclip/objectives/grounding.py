@@ -16,8 +16,7 @@ from torch.nn.functional import normalize
 
 from longclip import dist
 from longclip.objectives.boxes import Expected, cover, grid_of, known
-from longclip.objectives.grouping import images_at_a_time
-from longclip.objectives.imagewise import imagewise
+from longclip.objectives.imagewise import images_at_a_time, imagewise
 from longclip.objectives.term import Loss, Term
 from longclip.types import Embeddings
 

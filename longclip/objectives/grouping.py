@@ -17,19 +17,13 @@ from torch.nn.functional import normalize
 
 from longclip import dist
 from longclip.objectives.contrastive import symmetric_cross_entropy
-from longclip.objectives.imagewise import imagewise
+from longclip.objectives.imagewise import images_at_a_time, imagewise
 from longclip.objectives.term import Loss, Term
 from longclip.objectives.tiles import Pairs
 from longclip.types import Embeddings, UserError
 
 FLOOR = 1e-6
 """Similarities closer than this are equal: float32 cannot tell them apart."""
-
-CPU_TILE = 2**19
-"""Patch values in one tile (five images of B-16); about five float32 copies live while it is worked on."""
-
-CUDA_TILE = 2**23
-"""A GPU wants few, large kernels."""
 
 
 def group(text_BKE: Tensor, patches_BPE: Tensor, threshold: float | None = None) -> tuple[Tensor, Tensor]:
@@ -77,12 +71,6 @@ def group_tiled(text_BKE: Tensor, patches_BPE: Tensor, threshold: float | None =
 
     grouped_BKE, entropy_BK = imagewise(tile, (text_BKE, patches_BPE), size=images_at_a_time(patches_BPE))
     return Grouped(grouped_BKE, entropy_BK.detach())
-
-
-def images_at_a_time(patches_BPE: Tensor) -> int:
-    """How many images' patches are worked on at one time, see `imagewise`."""
-    values = CUDA_TILE if patches_BPE.is_cuda else CPU_TILE
-    return max(1, values // patches_BPE[0].numel())
 
 
 def contrast_over_batch(text_BKE: Tensor, grouped_GKE: Tensor, mask_GK: Tensor, scale: Tensor) -> Tensor:
@@ -137,12 +125,7 @@ class Grouping(Term):
         super().__init__(texts, weight)
         if negatives not in ("batch", "image"):
             raise UserError(f'Grouping has negatives "{negatives}", but knows "batch" and "image".')
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise UserError(
-                f"Grouping has threshold {threshold}, but needs one from 0 to 1, or null for 1 / patches."
-            )
-        self.threshold = threshold
-        self.negatives = negatives
+        self.threshold, self.negatives = checked_threshold(threshold), negatives
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def forward(self, embeddings: Embeddings) -> Loss:
@@ -172,3 +155,12 @@ class Grouping(Term):
                 "Grouping needs other captions to contrast with, but the global batch holds one. "
                 "Set batch_size to 2 or more."
             )
+
+
+def checked_threshold(threshold: float | None) -> float | None:
+    """`threshold` itself; raises UserError outside [0, 1]."""
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise UserError(
+            f"grouping has threshold {threshold}, but needs one from 0 to 1, or null for 1 / patches"
+        )
+    return threshold

@@ -16,6 +16,12 @@ from torch.autograd.function import once_differentiable
 
 Function = Callable[..., tuple[Tensor, ...]]
 
+CPU_TILE = 2**19
+"""Patch values in one tile (five images of B-16); about five float32 copies live while it is worked on."""
+
+CUDA_TILE = 2**23
+"""A GPU wants few, large kernels."""
+
 
 def imagewise(
     function: Function, images: Sequence[Tensor], shared: Sequence[Tensor] = (), size: int = 1
@@ -29,6 +35,12 @@ def imagewise(
     """
     outputs: tuple[Tensor, ...] = _Imagewise.apply(function, size, len(images), *images, *shared)
     return outputs
+
+
+def images_at_a_time(patches_BPE: Tensor) -> int:
+    """How many images `imagewise` takes at a time where it reads their patches."""
+    values = CUDA_TILE if patches_BPE.is_cuda else CPU_TILE
+    return max(1, values // patches_BPE[0].numel())
 
 
 class _Imagewise(torch.autograd.Function):

@@ -13,10 +13,10 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from longclip.objectives.grouping import group_tiled
+from longclip.objectives.grouping import checked_threshold, group_tiled
 from longclip.objectives.own_row import choice, paired, score
 from longclip.objectives.term import Loss, Term
-from longclip.types import Embeddings, UserError
+from longclip.types import Embeddings
 
 
 class LocalNegatives(Term):
@@ -37,11 +37,7 @@ class LocalNegatives(Term):
     ) -> None:
         super().__init__(texts, weight)
         self.negatives = negatives
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise UserError(
-                f"LocalNegatives has threshold {threshold}, but needs one from 0 to 1, or null for 1/patches."
-            )
-        self.threshold = threshold
+        self.threshold = checked_threshold(threshold)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     @property

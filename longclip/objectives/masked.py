@@ -17,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from longclip import dist
 from longclip.objectives.contrastive import check_contrast
 from longclip.objectives.imagewise import imagewise
+from longclip.objectives.pooling import check_heads
 from longclip.objectives.scored import Columns, info_nce
 from longclip.objectives.term import Loss, Term
 from longclip.objectives.wording import laid_out
@@ -112,11 +113,7 @@ class Masked(Term):
 
     def build(self, width: int) -> None:
         """Raises UserError where the heads do not divide the width."""
-        if self.heads < 1 or width % self.heads:
-            raise UserError(
-                f"The mask network has {self.heads} heads, which do not divide the {width} values of this "
-                "model's embeddings; set the term's heads to a divisor of that, such as 8."
-            )
+        check_heads(self.heads, width)
         self.head = MaskHead(width, self.heads)
 
     def forward(self, embeddings: Embeddings) -> Loss:

@@ -18,8 +18,8 @@ from torch.nn.functional import normalize
 from longclip import dist
 from longclip.objectives.assignment import assign
 from longclip.objectives.boxes import Expected, centred, corners, grid_of, iou, known, places
-from longclip.objectives.grouping import images_at_a_time
-from longclip.objectives.imagewise import imagewise
+from longclip.objectives.imagewise import images_at_a_time, imagewise
+from longclip.objectives.pooling import check_heads
 from longclip.objectives.regions import contrast_regions
 from longclip.objectives.term import Loss, Term
 from longclip.types import Embeddings, UserError
@@ -66,7 +66,7 @@ class Matched(NamedTuple):
     region_BKE: Tensor
     apart_BK: Tensor  # L1 distance of its box from the caption's, in centre and size
     giou_BK: Tensor
-    iou_BK: Tensor  # no gradient
+    iou_BK: Tensor
 
 
 def match(region_BNE: Tensor, box_BN4: Tensor, boxes_BK4: Tensor, known_BK: Tensor) -> Matched:
@@ -81,7 +81,8 @@ def match(region_BNE: Tensor, box_BN4: Tensor, boxes_BK4: Tensor, known_BK: Tens
     apart_BKN = (truth_BK4[:, :, None] - box_BN4[:, None]).abs().sum(-1)
     overlap_BKN = iou(corners(truth_BK4)[:, :, None], corners(box_BN4)[:, None])[1]
     cost_BKN = (L1 * apart_BKN - GIOU * overlap_BKN).detach()
-    query_BK1 = assign(cost_BKN.masked_fill(~known_BK[..., None], 0))[..., None]
+    # What is not finite has no best match; the loss is not finite then, and the trainer says so.
+    query_BK1 = assign(cost_BKN.where(known_BK[..., None] & cost_BKN.isfinite(), 0))[..., None]
     found_BK4 = box_BN4.take_along_dim(query_BK1, 1)
     iou_BK, giou_BK = iou(corners(truth_BK4), corners(found_BK4))
     return Matched(
@@ -123,11 +124,8 @@ class Matching(Term):
 
     def build(self, width: int) -> None:
         """Raises UserError where the heads do not divide the width."""
-        if self.queries is not None and (self.heads < 1 or width % self.heads):
-            raise UserError(
-                f"the matching head has {self.heads} heads, which do not divide the {width} values of this "
-                "model's embeddings; set the term's heads to a divisor of that, such as 8"
-            )
+        if self.queries is not None:
+            check_heads(self.heads, width)
         self.head = Queries(width, self.queries, self.layers, self.heads)
 
     def forward(self, embeddings: Embeddings) -> Loss:
@@ -145,7 +143,7 @@ class Matching(Term):
             for x_BK in (matched.apart_BK, 1 - matched.giou_BK, matched.iou_BK)
         )
         share = known_GK.sum() / embeddings.all_mask(self.texts).sum().clamp_min(1)
-        measures = {"contrast": contrast.detach(), "iou": overlap, "boxes": share}
+        measures = {"contrast": contrast.detach(), "iou": overlap.detach(), "boxes": share}
         return Loss(contrast + self.l1 * apart + self.giou * giou, measures)
 
     def _matched(self, embeddings: Embeddings, boxes_BK4: Tensor, known_BK: Tensor) -> Matched:

@@ -89,9 +89,9 @@ class PoolingHead(nn.Module):
 
 
 def check_heads(heads: int, width: int) -> None:
-    """Raise UserError where the heads do not divide the width."""
+    """Raise UserError where the heads of a term's attention do not divide the width."""
     if heads < 1 or width % heads:
         raise UserError(
-            f"The pooling head has {heads} heads, which do not divide the {width} values of this model's "
-            "embeddings. Set the term's heads to a divisor of that, such as 8."
+            f"the attention of this term has {heads} heads, which do not divide the {width} values of this "
+            "model's embeddings; set the term's heads to a divisor of that, such as 8"
         )

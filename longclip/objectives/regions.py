@@ -17,8 +17,8 @@ from torch.nn.functional import normalize
 from longclip import dist
 from longclip.objectives.boxes import Expected, cover, grid_of, known
 from longclip.objectives.contrastive import check_contrast
-from longclip.objectives.grouping import contrast_over_batch, images_at_a_time
-from longclip.objectives.imagewise import imagewise
+from longclip.objectives.grouping import contrast_over_batch
+from longclip.objectives.imagewise import images_at_a_time, imagewise
 from longclip.objectives.own_row import choice, paired, score
 from longclip.objectives.term import Loss, Term
 from longclip.types import Embeddings

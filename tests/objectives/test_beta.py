@@ -9,7 +9,6 @@ from test_pooling import pooled_by_loop
 from torch.nn.functional import logsigmoid, normalize
 
 from longclip import dist
-from longclip.objectives import beta as module
 from longclip.objectives.beta import Beta, beta_logistic, beta_softmax
 from longclip.types import UserError
 
@@ -160,7 +159,7 @@ def test_a_caption_looks_at_its_own_image_alone(batch):
 def test_tiles_of_images_equal_the_whole(batch, form, monkeypatch):
     term, e = built(form), batch()
     whole = term(e).value
-    monkeypatch.setattr(module, "CPU_TILE", 2 * 5 * WIDTH)  # two images
+    monkeypatch.setattr("longclip.objectives.imagewise.CPU_TILE", 2 * 5 * WIDTH)  # two images
     agree(term(e).value, whole, learnt(term, e), rtol=1e-10, atol=1e-10)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from longclip.objectives import Grouping, grouping
+from longclip.objectives import Grouping
 from longclip.objectives.grouping import contrast_over_batch, entropy, group, group_tiled
 from longclip.types import UserError
 
@@ -51,7 +51,7 @@ def test_groups_equal_a_loop(embed, threshold):
 
 @pytest.mark.parametrize("threshold", [None, 0.6])
 def test_groups_of_a_few_images_at_a_time_equal_those_of_all(embed, monkeypatch, threshold):
-    monkeypatch.setattr(grouping, "CPU_TILE", 2 * 5 * 8)  # two images
+    monkeypatch.setattr("longclip.objectives.imagewise.CPU_TILE", 2 * 5 * 8)  # two images
     for e in (embed(), embed(images=5)):
         leaves = [x.double().requires_grad_() for x in (e.text_BKE, e.patches_BPE)]
         grouped, weights = group(*leaves, threshold)

@@ -8,7 +8,6 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 from torchvision.ops import box_convert, generalized_box_iou
 
-from longclip.objectives import grouping
 from longclip.objectives.boxes import centred, known, places
 from longclip.objectives.matching import Matching, Queries, match
 from longclip.types import UserError
@@ -58,7 +57,7 @@ def test_a_few_images_at_a_time_equal_all(boxed, monkeypatch):
     e, term = boxed(torch.float64), built()
     leaves = [e.patches_BPE, *term.parameters()]
     whole = torch.autograd.grad(term(e).value, leaves)
-    monkeypatch.setattr(grouping, "CPU_TILE", 2 * e.patches_BPE[0].numel())
+    monkeypatch.setattr("longclip.objectives.imagewise.CPU_TILE", 2 * e.patches_BPE[0].numel())
     torch.testing.assert_close(torch.autograd.grad(term(e).value, leaves), whole)
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from longclip.objectives import grouping
 from longclip.objectives.contrastive import Contrastive
 from longclip.objectives.grouping import group
 from longclip.objectives.local import LocalNegatives
@@ -108,7 +107,7 @@ def test_own_rows_equal_a_loop(paired):
 
 @pytest.mark.parametrize("threshold", [None, 0.5])
 def test_patches_choose_as_a_loop_does(paired, monkeypatch, threshold):
-    monkeypatch.setattr(grouping, "CPU_TILE", 2 * 5 * 8)  # two images at a time
+    monkeypatch.setattr("longclip.objectives.imagewise.CPU_TILE", 2 * 5 * 8)  # two images at a time
     e, term = paired(), LocalNegatives("sub", "sub-wrong", threshold=threshold)
     patches = e.patches_BPE.double()
     grouped, _ = group(e.text("sub").double(), patches, threshold)

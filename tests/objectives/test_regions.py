@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from longclip.objectives import grouping
 from longclip.objectives.boxes import cover, known
 from longclip.objectives.regions import RegionChoice, Regions, pool_regions
 from longclip.types import UserError
@@ -63,7 +62,7 @@ def test_loss_and_gradients_equal_a_loop(boxed, own_scale):
 def test_a_few_images_at_a_time_equal_all(boxed, monkeypatch):
     e, term = boxed(torch.float64), Regions("sub").double()
     whole = torch.autograd.grad(term(e).value, e.patches_BPE)
-    monkeypatch.setattr(grouping, "CPU_TILE", 2 * e.patches_BPE[0].numel())
+    monkeypatch.setattr("longclip.objectives.imagewise.CPU_TILE", 2 * e.patches_BPE[0].numel())
     torch.testing.assert_close(torch.autograd.grad(term(e).value, e.patches_BPE), whole)
 
 
