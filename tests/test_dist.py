@@ -130,12 +130,11 @@ def known(mask_GK: Tensor) -> dict[str, Tensor]:
     }
 
 
-def judge() -> Results:
-    """Value, measures and gradients of every term on this process's part of the batch."""
-    features, mask_GK = leaves()
+def embed(features: dict[str, Tensor], mask_GK: Tensor) -> tuple[Embeddings, dict[str, Tensor]]:
+    """This process's part of the batch, and the leaves that its gradient reaches."""
     rows = dist.rows(IMAGES // dist.world())
     local = {name: x[rows].clone().requires_grad_() for name, x in features.items()}
-    temperature = torch.tensor(2.0, requires_grad=True)
+    local["temperature"] = torch.tensor(2.0, requires_grad=True)
     mask_BK = mask_GK[rows].clone()
     mine = {name: x[rows] for name, x in known(mask_GK).items()}
     start = Embeddings(
@@ -151,7 +150,7 @@ def judge() -> Results:
         text_BKE=normalize(local["text"], dim=-1) * mask_BK[..., None],
         mask_BK=mask_BK,
         slots=GROUPS,
-        scale=temperature.exp(),
+        scale=local["temperature"].exp(),
         gather=dist.Gather(),
         patches_BPE=local["patches"],
         grid=(3, 3),
@@ -165,10 +164,17 @@ def judge() -> Results:
         weights_BK=mine["weights"],
         columns={name: mine[name] for name in ("share", "vector", "second")},
     )
+    return embeddings, local
+
+
+def judge() -> Results:
+    """Value, measures and gradients of every term on this process's part of the batch."""
+    features, mask_GK = leaves()
+    embeddings, local = embed(features, mask_GK)
     results = {}
     for name, term in terms().items():
         loss = term(embeddings)
-        inputs = {**local, "temperature": temperature, **dict(term.named_parameters())}
+        inputs = {**local, **dict(term.named_parameters())}
         grads = torch.autograd.grad(
             loss.value, list(inputs.values()), retain_graph=True, materialize_grads=True
         )

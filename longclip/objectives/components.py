@@ -84,7 +84,8 @@ def _directions(c_NE: Tensor) -> tuple[Tensor, Tensor]:
     """
     rows, width = c_NE.shape
     gram = c_NE @ c_NE.T if rows <= width else c_NE.T @ c_NE
-    value_D, vector_D = torch.linalg.eigh(gram)
+    # Without finite numbers eigh would raise; as it is the loss is not finite, and the trainer says so.
+    value_D, vector_D = torch.linalg.eigh(gram.where(gram.isfinite().all(), 0))
     value_D, vector_D = value_D.flip(0).clamp_min(0), vector_D.flip(1)
     # Below this an eigenvalue is rounding, and its direction noise.
     real_D = value_D > value_D[0] * max(rows, width) * torch.finfo(torch.float64).eps

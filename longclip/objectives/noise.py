@@ -99,7 +99,7 @@ class NoiseAdaptive(Term):
         return {self.column: 0} if self.column else {}
 
     def forward(self, embeddings: Embeddings) -> Loss:
-        """Raises UserError on a global batch of one image, and where the column is missing."""
+        """Raises UserError on a global batch of one image, and where the column is missing or no number."""
         image_GE, text_BKE = embeddings.all_images().float(), embeddings.text(self.texts).float()
         check_contrast(len(image_GE))
         mask_GK, scale = embeddings.all_mask(self.texts), embeddings.scale.float()
@@ -119,8 +119,13 @@ class NoiseAdaptive(Term):
     ) -> tuple[Tensor, Tensor | float]:
         """The probability of noise of each caption, and how far to trust that."""
         if self.column:
-            noise_B = embeddings.column(self.column).float().nan_to_num(0).clamp(0, 1)
-            return noise_B.expand_as(loss_KB), 1.0
+            noise_B = embeddings.column(self.column).float()
+            if noise_B.ndim != 1:
+                raise UserError(
+                    f"the column {self.column!r} holds {list(noise_B.shape[1:])} numbers an image, not one "
+                    f"probability of noise; name another (recipe.terms.NAME.column=...)"
+                )
+            return noise_B.nan_to_num(0).clamp(0, 1).expand_as(loss_KB), 1.0
         assert self.mixture is not None, "made where there is no column"
         loss_GK = embeddings.gather(loss_KB.T.contiguous())
         return self.mixture(loss_KB, loss_GK, mask_GK), self.mixture.known

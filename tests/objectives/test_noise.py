@@ -49,6 +49,12 @@ def test_a_missing_column_says_what_to_type(embed):
         NoiseAdaptive("sub", column="noise")(embed())
 
 
+def test_a_column_of_vectors_is_no_probability(embed):
+    e = dataclasses.replace(embed(), columns={"teacher": torch.rand(6, 6)})
+    with pytest.raises(UserError, match=r"'teacher' holds \[6\] numbers an image, not one probability"):
+        NoiseAdaptive("sub", column="teacher")(e)
+
+
 def losses(noisy=0.2, count=4000, seed=0):
     random = torch.Generator().manual_seed(seed)
     is_noise = torch.rand(count, generator=random) < noisy
