@@ -207,6 +207,7 @@ def recipe_file(folder, captions):
     [
         ({"a": {"_target_": "os.system", "command": "true"}}, ["os.system", "does not build"]),
         ({"a": {"_target_": "longclip.captions.nothing"}}, ["longclip.captions.nothing"]),
+        ({"a": {"_target_": "Whole"}}, ["wants Whole", "does not build"]),
         ({"a": {"_target_": "longclip.captions.Whole", "limits": 3}}, ["limits"]),
         ({"a": {"_target_": "longclip.captions.Whole", "limit": "${seed}"}}, ["${seed}", "--cfg job"]),
         ({}, ["no caption groups"]),
@@ -218,6 +219,19 @@ def test_a_recipe_that_cannot_be_shown_is_one_sentence(tmp_path, captions, words
         recipe.read(recipe_file(tmp_path, captions))
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_policy_of_ones_own_package_is_shown_once_the_package_is_admitted(tmp_path, monkeypatch):
+    (tmp_path / "ownpolicies.py").write_text("from subprocess import Popen\nclass Last:\n    count = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = recipe_file(tmp_path, {"a": {"_target_": "ownpolicies.Last"}})
+    with pytest.raises(UserError, match="LONGCLIP_TARGETS"):
+        recipe.read(path)
+    monkeypatch.setenv("LONGCLIP_TARGETS", "other,ownpolicies,missing")
+    assert recipe.read(path).policies["a"].count == 1
+    for foreign in ("ownpolicies.Popen", "missing.Last", "os.system", ""):
+        with pytest.raises(UserError):
+            recipe.read(recipe_file(tmp_path, {"a": {"_target_": foreign, "args": "true"}}))
 
 
 def test_a_misspelt_recipe_lists_those_that_exist(tmp_path, capsys):

@@ -3,14 +3,18 @@
 In: what the user typed as --recipe: a name among conf/recipe/*.yaml, a YAML file (also what `python train.py
 ... --cfg job --resolve` prints) or a run directory. Out: a `Recipe`.
 
-A YAML file is data: its `_target_`s may name policies, augmentation and side-cars, and nothing else is built.
+A YAML file is data: its `_target_`s may name policies, augmentation and side-cars, and nothing else is built
+but what lies in packages that the user admits (LONGCLIP_TARGETS=mylab), as in training.
 """
 
 from __future__ import annotations
 
+import importlib
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import open_clip
@@ -142,16 +146,26 @@ def _build(node: Any, context: int, path: Path) -> Any:
 
 
 def _made(target: object, given: dict[str, Any], path: Path) -> Any:
-    module, _, name = str(target).rpartition(".")
-    kind = getattr(_MODULES.get(module), name, None)
-    if not isinstance(kind, type) or not kind.__module__.startswith("longclip."):
+    home, _, name = str(target).rpartition(".")
+    package = home.partition(".")[0]
+    own = package not in ("", "longclip") and package in os.environ.get("LONGCLIP_TARGETS", "").split(",")
+    kind = getattr(_imported(home) if own else _MODULES.get(home), name, None)
+    if not isinstance(kind, type) or kind.__module__.partition(".")[0] != package:
         raise UserError(
-            f"{path} wants {target}, which a preview does not build: only what is in {', '.join(_MODULES)}"
+            f"{path} wants {target}, which a preview does not build: only what is in {', '.join(_MODULES)}, "
+            "or in a package of yours: LONGCLIP_TARGETS=mylab longclip preview ..."
         )
     try:
         return kind(**given)
     except TypeError as error:
         raise UserError(f"{path}: {target} does not take these values: {error}") from error
+
+
+def _imported(home: str) -> ModuleType:
+    try:
+        return importlib.import_module(home)
+    except ImportError as error:
+        raise UserError(f"{error}: is it installed here, or does it lie in PYTHONPATH?") from error
 
 
 def _transform(name: str, backbone: Mapping[str, Any], described: Mapping[str, Any]) -> EvalTransform:
