@@ -29,7 +29,7 @@ from longclip.types import Embeddings, Words
 
 IMAGES, SLOTS, WIDTH, PATCHES, TOKENS = 8, 5, 12, 9, 5  # at most so many tokens in a caption
 SECOND = Teacher("second", ["second"] * 4, 3.0)
-GROUPS = {"raw": slice(0, 1), "sub": slice(1, 5)}
+GROUPS = {"raw": slice(0, 1), "sub": slice(1, 5), "raw-wrong": slice(1, 5)}
 
 
 def terms() -> dict[str, Term]:
@@ -59,12 +59,12 @@ def terms() -> dict[str, Term]:
         "gated": Gated(["raw", "sub"]),
         "noisy": NoiseAdaptive("sub", momentum=0.5),
         "told": NoiseAdaptive("sub", column="share"),
-        "own_row": OwnRow("raw", "sub"),
-        "choice": Choice("raw", "sub"),
-        "local": LocalNegatives("raw", "sub"),
+        "own_row": OwnRow("raw", "raw-wrong"),
+        "choice": Choice("raw", "raw-wrong"),
+        "local": LocalNegatives("raw", "raw-wrong"),
         "regions": Regions("sub"),
         "one_scale": Regions("sub", own_scale=False),
-        "region_choice": RegionChoice("raw", "sub"),
+        "region_choice": RegionChoice("raw", "raw-wrong"),
         "grounding": Grounding("sub"),
         "matching": Matching("sub", queries=6, layers=1, heads=4),
         "by_patches": Matching("sub", queries=None),

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from longclip.objectives.grouping import checked_threshold, group_tiled
-from longclip.objectives.own_row import choice, paired, score
+from longclip.objectives.own_row import checked_name, choice, paired, score
 from longclip.objectives.term import Loss, Term
 from longclip.types import Embeddings
 
@@ -36,7 +36,7 @@ class LocalNegatives(Term):
         self, texts: str, negatives: str, weight: float = 1.0, threshold: float | None = None
     ) -> None:
         super().__init__(texts, weight)
-        self.negatives = negatives
+        self.negatives = checked_name(negatives, texts)
         self.threshold = checked_threshold(threshold)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 

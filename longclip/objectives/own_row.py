@@ -60,6 +60,16 @@ def paired(embeddings: Embeddings, texts: str, negatives: str) -> Paired:
     )
 
 
+def checked_name(negatives: str, texts: str) -> str:
+    """`negatives` itself; raises UserError where that group would draw other texts than `texts` does."""
+    if negatives.partition("-")[0] != texts.partition("-")[0]:
+        raise UserError(
+            f'negatives are of the texts that the group "{texts}" draws, and "{negatives}" draws for itself: '
+            f'call that group "{texts}-wrong" (groups that are called the same up to a hyphen draw alike)'
+        )
+    return negatives
+
+
 def score(seen_BKE: Tensor, pairs: Paired, scale: Tensor) -> Scores:
     """s seen . caption, and log sum_n exp(s seen . negative n)."""
     own_BK = scale * torch.einsum("bke,bke->bk", seen_BKE, pairs.text_BKE)
@@ -92,7 +102,7 @@ class Choice(Term):
 
     def __init__(self, texts: str, negatives: str, weight: float = 1.0) -> None:
         super().__init__(texts, weight)
-        self.negatives = negatives
+        self.negatives = checked_name(negatives, texts)
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -119,7 +129,7 @@ class OwnRow(Term):
 
     def __init__(self, texts: str, negatives: str, weight: float = 1.0) -> None:
         super().__init__(texts, weight)
-        self.negatives = negatives
+        self.negatives = checked_name(negatives, texts)
 
     @property
     def groups(self) -> tuple[str, ...]:

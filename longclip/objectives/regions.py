@@ -19,7 +19,7 @@ from longclip.objectives.boxes import Expected, cover, grid_of, known
 from longclip.objectives.contrastive import check_contrast
 from longclip.objectives.grouping import contrast_over_batch
 from longclip.objectives.imagewise import images_at_a_time, imagewise
-from longclip.objectives.own_row import choice, paired, score
+from longclip.objectives.own_row import checked_name, choice, paired, score
 from longclip.objectives.term import Loss, Term
 from longclip.types import Embeddings
 
@@ -94,7 +94,7 @@ class RegionChoice(Term):
 
     def __init__(self, texts: str, negatives: str, weight: float = 1.0) -> None:
         super().__init__(texts, weight)
-        self.negatives = negatives
+        self.negatives = checked_name(negatives, texts)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self._expected = Expected()
 

@@ -11,6 +11,7 @@ from longclip.objectives.contrastive import Contrastive
 from longclip.objectives.grouping import group
 from longclip.objectives.local import LocalNegatives
 from longclip.objectives.own_row import Choice, OwnRow
+from longclip.objectives.regions import RegionChoice
 from longclip.types import UserError
 
 SLOTS, NEGATIVES = 2, 3
@@ -174,6 +175,13 @@ def test_groups_that_do_not_correspond_are_refused(embed):
     assert Choice("sub", "sub-wrong").groups == ("sub", "sub-wrong")
     with pytest.raises(UserError, match="threshold 2"):
         LocalNegatives("sub", "sub-wrong", threshold=2)
+
+
+@pytest.mark.parametrize("term", [OwnRow, Choice, LocalNegatives, RegionChoice])
+def test_negatives_of_other_texts_are_refused(term):
+    """Groups of other names draw other sentences, whose negatives would be learned as these ones'."""
+    with pytest.raises(UserError, match='"wrong" draws for itself: call that group "sub-wrong"'):
+        term("sub", "wrong")
 
 
 def test_the_choice_of_a_caption_and_nine_of_its_like_costs_log_ten(embed):
