@@ -33,6 +33,7 @@ from .types import Record, Sample, UserError
 
 THREADS = 8  # decoders and resizing let go of Python's lock
 AHEAD = 3  # batches under way
+LOOK = 256  # images at the beginning that tell which sources there are
 
 
 class EmbedReport(NamedTuple):
@@ -69,8 +70,8 @@ def embed(
         device: torch's name; None: a GPU where there is one.
 
     Raises:
-        UserError: no such model or shards; the folder exists; an image has several captions that a column
-            could hold.
+        UserError: no such model, shards or source; the folder exists; an image has several captions that a
+            column could hold.
     """
     tower = (
         DualTower(models.load(model)).to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
@@ -80,6 +81,7 @@ def embed(
     if len(sources) < 2:
         columns = {f"{name}_text": sources[0] if sources else None}
     reader = _Reader(data, columns, transform_of(tower.preprocess_cfg))
+    reader.check_sources()
     kinds = dict.fromkeys([f"{name}_image", *columns], "vector")
     encoder = Encoder(shown(data.url), "key", kinds, tower.tokenizer, "syntok")
     written = write_rows(_rows(tower, reader, name, batch_size, progress), out, encoder)
@@ -95,6 +97,17 @@ class _Reader:
         self.data, self.sources, self.transform = data, sources, transform
         policies = {column: Whole(source) for column, source in sources.items()}
         self.groups = Groups(policies, seed=0, shuffle=False)
+
+    def check_sources(self) -> None:
+        """Raise UserError where a source has written nothing: a misspelt name would show after hours."""
+        first = [self._record(index) for index in range(min(len(self.data), LOOK))]
+        there = {caption.source for record in first if record for caption in record.captions}
+        missing = [source for source in self.sources.values() if source and source not in there]
+        if missing:
+            raise UserError(
+                f"none of the first {len(first)} images has a caption of the source {missing[0]!r}; theirs "
+                f"are of {', '.join(sorted(there)) or 'nobody'}: name one of these (--source NAME)"
+            )
 
     def ahead(self, batch_size: int) -> Iterator[list[Sample | None]]:
         """Batches in order, with None for what is damaged."""

@@ -2,10 +2,13 @@
 
 import json
 
+import hydra
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from conf import launch
+from conf.launch import CONF
 from longclip import cli
 from longclip.captions import Groups, Whole
 from longclip.data.module import DataModule
@@ -124,6 +127,21 @@ def test_the_command_says_what_to_type_next(teacher, scenes, tmp_path, capsys):
     assert "24 images, 0 damaged ones left out" in printed
     assert "captions were read up to 248 tokens" in printed
     assert f"data.root={scenes} data.train=heldout" in printed
-    assert "columns=[teacher_image,teacher_text] recipe.terms.distilled.teachers.first.scale=14.29" in printed
+    assert "columns=[teacher_image,teacher_text]" in printed
+    assert "teachers.first.scale=14.29" in printed
     assert cli.main(command) == 2
     assert "already exists" in capsys.readouterr().err
+
+
+def test_what_to_type_next_reads_the_columns_that_were_made(teacher, scenes, tmp_path, capsys):
+    data, _ = several(scenes, tmp_path / "data", teacher[1].tokenizer)
+    command = ["embed", teacher[0], data, "--out", str(tmp_path / "out"), "--device", "cpu", "--name", "t"]
+    assert cli.main([*command, "--source", "another"]) == 2
+    assert "the source 'another'; theirs are of other, " in capsys.readouterr().err
+    assert cli.main([*command, "--source", "other"]) == 0
+    _, _, typed = capsys.readouterr().out.partition("next: python train.py ")
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose("train", typed.split())
+    term = config.recipe.terms.distilled.teachers.first
+    assert (term.image, term.text) == ("t_image", "t_text") == tuple(config.data.sidecar.columns)
+    assert launch.instantiate(config.recipe.captions.long) == Whole("other")

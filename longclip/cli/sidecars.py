@@ -98,10 +98,14 @@ def _embed(options: argparse.Namespace) -> None:
     for column in report.texts:
         print(f"  {column}: {report.written.missing[column]:,} images without such a caption")
     print(f"  captions were read up to {report.context_length} tokens")
+    values = {"image": report.image, "text": report.texts[0], "scale": f"{report.scale:.4g}"}
+    teacher = [f"recipe.terms.distilled.teachers.first.{key}={value}" for key, value in values.items()]
+    shown = [f"+recipe.captions.long.source={source}" for source in options.sources[:1]]
     print(
         f"next: python train.py recipe=mobileclip2 data=shards data.root={root or '.'} data.train={folder} "
-        f"data.sidecar.stores=[{options.out}] data.sidecar.columns=[{','.join(columns)}] "
-        f"recipe.terms.distilled.teachers.first.scale={report.scale:.4g}"
+        f"data.sidecar.stores=[{options.out}] data.sidecar.columns=[{','.join(columns)}]",
+        *teacher,
+        *shown,
     )
 
 

@@ -155,7 +155,8 @@ class Joined:
         known = {n: self.stores[home].kinds[n] for n, home in self._homes.items()}
         if known.get(name) not in kinds:
             listing = (
-                ", ".join(f"{n} ({kind})" for n, kind in known.items()) or "none: data.sidecar.stores=[DIR]"
+                ", ".join(f"{n} ({kind})" for n, kind in known.items())
+                or "none: data.sidecar.stores=[DIR] names what longclip embed or longclip sidecar wrote"
             )
             raise UserError(
                 f"the side-cars have no column {name!r} of kind {' or '.join(kinds)}; they have {listing}"
