@@ -72,7 +72,9 @@ class LongClip(lightning.LightningModule):
         self.doing = "the loss"
         with torch.autocast(self.device.type, enabled=False):  # losses are float32
             losses: dict[str, Loss] = {name: term(embeddings) for name, term in self.terms.items()}
-            total = torch.stack([self.weights[name] * loss.value for name, loss in losses.items()]).sum()
+            # A temperature has an axis here (strategies.sharding), and so have some of the losses.
+            values = [self.weights[name] * loss.value.reshape(()) for name, loss in losses.items()]
+            total = torch.stack(values).sum()
         bad = ~torch.isfinite(total) | (batch.fault is not None)
         failed, self.asked = dist.highest((bad, self.asked), self.device)  # all go on, or none does
         if failed and not bad:
