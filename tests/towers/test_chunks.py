@@ -56,6 +56,7 @@ def module_of(tower, terms=None, slots=SLOTS, micro_batch=None):
     terms = terms or {"long": Contrastive("long"), "sub": Contrastive("sub"), "grouping": Grouping("sub")}
     module = LongClip(tower, terms, slots, AdamW(lr=1e-3, warmup=0, samples=64), 0, micro_batch)
     module.log_every = 2  # a step by hand logs nothing
+    module.configure_model()  # as the trainer does: temperatures are no scalars then
     return module
 
 
@@ -109,7 +110,9 @@ def test_every_recipe_has_the_loss_and_gradients_of_the_whole_batch(recipe, tiny
     shapes = {name: (IMAGES,) if size == 0 else (IMAGES, size or 20) for name, size in asked.items()}
     batch = batch._replace(columns={name: torch.rand(shape) for name, shape in sorted(shapes.items())})
     grads = check(module_of(tower, terms, slots), batch, [1, 3, 8], tolerance=1e-6)
-    assert all(grad.abs().max() > 0 for name, grad in grads.items() if "bias" not in name)
+    reached = {name for name, grad in grads.items() if grad.abs().max() > 0}
+    # Of experts, some are asked by none of so few images.
+    assert {name for name in grads if "bias" not in name and ".experts." not in name} <= reached
 
 
 def test_in_float32_too(tiny):
