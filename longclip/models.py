@@ -21,6 +21,7 @@ from .optim import LN_100
 from .stored import Stored
 from .tokens import Tokenizer
 from .towers import configs, fitting
+from .towers.experts import make_room
 from .towers.merging import merged
 from .towers.pretrained import Backbone, build
 from .types import UserError
@@ -103,7 +104,9 @@ def backbone_of(content: dict[str, Any], label: str) -> Backbone:
         if key.startswith(PREFIX)
     }
     model = configs.instantiate(model_cfg, preprocess_cfg)
-    fitting.load(model, fitting.renamed(model, merged(tensors)), label)
+    tensors = fitting.renamed(model, merged(tensors))
+    make_room(model, tensors)
+    fitting.load(model, tensors, label)
     return Backbone(model, model_cfg, preprocess_cfg, tokenizer_of(model_cfg))
 
 

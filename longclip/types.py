@@ -132,6 +132,7 @@ class Embeddings:
     words: Words | None = None
     masked_BE: Tensor | None = None  # the images with most of their patches hidden, as `image_BE`
     corners_BKME: Tensor | None = None  # further features of every text, as `text_BKE`
+    routing_A2N: Tensor | None = None  # how often each block's experts were asked, and how probable they were
     start: Embeddings | None = (
         None  # the same batch as the weights at the start of the run embed it, no gradient
     )

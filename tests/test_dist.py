@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 from longclip import dist
 from longclip.objectives import Contrastive, Grouping, PrimaryComponents, Sigmoid, Term, TextConditioned
 from longclip.objectives.anchored import Anchored
+from longclip.objectives.balance import Balance
 from longclip.objectives.beta import Beta
 from longclip.objectives.contrastive import info_nce
 from longclip.objectives.corners import Corners
@@ -49,6 +50,7 @@ def terms() -> dict[str, Term]:
         "corners": Corners("sub", label_smoothing=0.1),
         "late": Late("sub"),
         "masked": Masked("sub", heads=4),
+        "balance": Balance(),
         "beta": Beta("raw", "sub", heads=4),
         "beta_logistic": Beta("sub", form="logistic", heads=4),
         "distilled": Distilled("sub", {"one": Teacher("vector", ["vector"] * 4, 9.0), "two": SECOND}),
@@ -78,6 +80,7 @@ def terms() -> dict[str, Term]:
 READS = {
     Grouping: {"text", "patches"},
     LocalNegatives: {"text", "patches"},
+    Balance: {"routing"},
     Beta: {"text", "patches"},
     Facets: {"image"},
     Late: {"patches", "words"},
@@ -109,6 +112,7 @@ def leaves() -> tuple[dict[str, Tensor], Tensor]:
     mask_BK[7] = False  # an image without any caption
     features["masked"] = torch.randn(IMAGES, WIDTH, generator=random)
     features["corners"] = torch.randn(IMAGES, SLOTS, 2, WIDTH, generator=random)
+    features["routing"] = torch.randn(IMAGES, 3, 2, 4, generator=random)  # of each image in three blocks
     return features, mask_BK
 
 
@@ -159,6 +163,7 @@ def embed(features: dict[str, Tensor], mask_GK: Tensor) -> tuple[Embeddings, dic
         words=Words(
             local["words"][torch.arange(TOKENS) < mine["lengths"][..., None]], mine["lengths"].int().numpy()
         ),
+        routing_A2N=local["routing"].exp().sum(0),
         start=start,
         boxes_BK4=mine["boxes"],
         weights_BK=mine["weights"],

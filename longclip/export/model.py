@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 
 from ..tokens import Tokenizer
 from ..towers import configs
+from ..towers.experts import held_by
 from ..towers.merging import merged_state_dict
 from ..towers.pretrained import Backbone
 
@@ -53,6 +54,12 @@ def find_problems(backbone: Backbone, made: Plain) -> list[str]:
 
     Every other format is made from that configuration, so what is wrong here is wrong everywhere.
     """
+    if held_by(backbone.model):
+        return [
+            "its blocks have experts and a router (model.experts), for which no other library has a place; "
+            "the mean of the exports that they were made of is a plain CLIP: longclip average EXPORT EXPORT "
+            "--out DIR"
+        ]
     context, limit = made.model_cfg["text_cfg"]["context_length"], made.context_length
     problems = []
     if context != limit:

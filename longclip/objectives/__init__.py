@@ -5,6 +5,7 @@ file here (or anywhere) with a subclass of `Term` and name it in a recipe.
 """
 
 from longclip.objectives.anchored import Anchored
+from longclip.objectives.balance import Balance
 from longclip.objectives.beta import Beta
 from longclip.objectives.components import PrimaryComponents
 from longclip.objectives.conditioned import TextConditioned
@@ -29,6 +30,7 @@ from longclip.objectives.visualness import Visualness
 
 __all__ = [
     "Anchored",
+    "Balance",
     "Beta",
     "Choice",
     "Contrastive",

@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..objectives.term import Term
 from ..towers.answers import embed_images, embed_masked, embed_texts
+from ..towers.experts import overheard, summed
 from ..towers.image import grid
 from ..training import LongClip
 from ..types import Embeddings, Words
@@ -131,12 +132,12 @@ class Pretence:
     def _embeddings(self, images: int, world: int) -> Embeddings:
         """Leaves of the shapes that the towers give, with a gradient where the towers have one."""
         lengths_BK = np.resize(self.lengths_BK, (images, self.lengths_BK.shape[1]))
-        with self.fake:
+        with self.fake, overheard(self.tower.backbone, "routing" in self.needs) as heard:
             seen = {name: _leaf(x, images) for name, x in self._images(IMAGES).items()}
             patches_BPE = seen.get("patches_BPE")
             read = self._texts(lengths_BK[:IMAGES])
             words_TE = read.pop("words_TE", None)
-            read = {name: _leaf(x, images) for name, x in read.items()}
+            read, routing_A2N = {name: _leaf(x, images) for name, x in read.items()}, summed(heard)
             made = Embeddings(
                 image_BE=seen["image_BE"],
                 text_BKE=read["text_BKE"],
@@ -151,6 +152,7 @@ class Pretence:
                 else grid(self.tower.backbone.visual, self._pixels(0), patches_BPE),
                 words=None if words_TE is None else Words(_leaf(words_TE, int(lengths_BK.sum())), lengths_BK),
                 corners_BKME=read.get("corners_BKME"),
+                routing_A2N=None if routing_A2N is None else _leaf(routing_A2N, len(routing_A2N)),
                 boxes_BK4=torch.empty(*lengths_BK.shape, 4),
                 weights_BK=torch.empty(lengths_BK.shape),
                 columns=self._columns(images),

@@ -20,6 +20,7 @@ from ..types import Embeddings, Words
 from .attention import Layout
 from .chunks import Chunk, in_backward_again
 from .corners import cornered, encode_corners
+from .experts import overheard, summed
 from .glimpse import encode_glimpse
 from .image import encode_patches, grid
 from .start import cut
@@ -59,12 +60,15 @@ def embed(
     """All that the towers themselves make of a batch; several parts are made again in the backward pass."""
     run = in_backward_again if len(parts) > 1 and torch.is_grad_enabled() else _at_once
     scale = tower.backbone.logit_scale  # shows `in_backward_again` the device
-    # Images and texts in turns of their own: the activations of one tower at a time.
-    images = [run(embed_images, tower, part.pixels_BCHW, needs, scale) for part in parts]
-    masked = [
-        run(embed_masked, tower, part.pixels_BCHW, part.draws_B, scale) for part in parts if "masked" in needs
-    ]
-    texts = [run(embed_texts, tower, part.tokens_T, part.lengths_BK, needs) for part in parts]
+    with overheard(tower.backbone, "routing" in needs) as heard:
+        # Images and texts in turns of their own: the activations of one tower at a time.
+        images = [run(embed_images, tower, part.pixels_BCHW, needs, scale) for part in parts]
+        masked = [
+            run(embed_masked, tower, part.pixels_BCHW, part.draws_B, scale)
+            for part in parts
+            if "masked" in needs
+        ]
+        texts = [run(embed_texts, tower, part.tokens_T, part.lengths_BK, needs) for part in parts]
     image_BE, patches_BPE = (_side_by_side(found) for found in zip(*images, strict=True))
     text_BKE, words_TE, corners_BKME = (_side_by_side(found) for found in zip(*texts, strict=True))
     lengths_BK = np.concatenate([part.lengths_BK for part in parts])
@@ -80,6 +84,7 @@ def embed(
         grid=None if patches_BPE is None else grid(tower.backbone.visual, parts[0].pixels_BCHW, patches_BPE),
         words=None if words_TE is None else Words(words_TE, lengths_BK),
         corners_BKME=corners_BKME,
+        routing_A2N=summed(heard),
     )
 
 

@@ -22,6 +22,7 @@ from ..types import Batch, Embeddings, Text
 from .answers import Encoders, embed, embed_start
 from .attention import Layout
 from .chunks import chunks
+from .experts import Experts
 from .freezing import Freeze, lock
 from .glimpse import Glimpse
 from .image import take_any_side
@@ -43,6 +44,7 @@ class DualTower(nn.Module):
         lora: matrices of what is not locked learn differences of low rank alone.
         glimpse: how images with hidden patches look, where a term reads them.
         corners: how many further features a text has, where a term reads them.
+        experts: what stands in the place of the blocks' MLPs, where a term reads the routing.
         grad_checkpointing: recompute activations block by block in the backward pass.
         compile: `torch.compile` both encoders (token counts are dynamic).
         scale: initial temperature factor exp(logit_scale); None keeps what the weights bring.
@@ -64,6 +66,7 @@ class DualTower(nn.Module):
         lora: Lora = Lora(),
         glimpse: Glimpse = Glimpse(),
         corners: int = 2,
+        experts: Experts = Experts(),
     ) -> None:
         super().__init__()
         self.backbone = backbone.model
@@ -76,7 +79,7 @@ class DualTower(nn.Module):
             log.warning("text runs padded to %d tokens: %s", self.context_length, self.padded_because)
         take_any_side(self.backbone.visual)
         pool_alone(self.backbone.visual)
-        self.glimpse, self.corners = glimpse, corners
+        self.glimpse, self.corners, self.experts = glimpse, corners, experts
         for name in ("hidden_D", "corners_MD"):  # made where a term reads it; trained, never exported
             self.register_parameter(name, None)
         self.start: list[DualTower] = []  # in a list, so that it is neither trained nor saved

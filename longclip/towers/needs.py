@@ -13,6 +13,7 @@ from torch import nn
 
 from ..types import UserError
 from .corners import first_corners
+from .experts import join
 from .glimpse import check_glimpses
 from .image import check_patches
 from .start import frozen
@@ -20,7 +21,7 @@ from .start import frozen
 if TYPE_CHECKING:
     from .clip import DualTower
 
-NEEDS = frozenset({"patches", "masked", "words", "corners", "start"})
+NEEDS = frozenset({"patches", "masked", "words", "corners", "routing", "start"})
 """Fields of `Embeddings`, less their axes."""
 
 
@@ -46,3 +47,5 @@ def make_ready(tower: DualTower, needs: frozenset[str]) -> None:
         tower.corners_MD = nn.Parameter(first_corners(tower.backbone, tower.tokenizer, tower.corners))
     if "start" in needs and not tower.start:
         tower.start.append(frozen(tower, tower.published_LD))
+    if "routing" in needs:  # behind the start, which has no experts
+        join(tower.backbone, tower.experts)

@@ -9,9 +9,9 @@ import torch
 from test_dist import IMAGES, embed, leaves, terms
 
 from longclip import objectives
-from longclip.objectives import Facets, Term
+from longclip.objectives import Balance, Facets, Term
 
-WITHOUT_CAPTIONS = (Facets,)
+WITHOUT_CAPTIONS = (Balance, Facets)
 """What reads no captions has a loss without them."""
 
 
