@@ -118,6 +118,7 @@ SLOW = (
     "Judged on what was trained on",
     "Captions longer than the context",
     "wandb without a login",
+    "Boxes among dropped patches",
 )
 """Those that come to a first step, judge, or import a large library."""
 
