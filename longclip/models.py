@@ -21,9 +21,9 @@ from .optim import LN_100
 from .stored import Stored
 from .tokens import Tokenizer
 from .towers import configs, fitting
-from .towers.experts import make_room
 from .towers.merging import merged
 from .towers.pretrained import Backbone, build
+from .towers.rotary import KEY, Published
 from .types import UserError
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def load(
     """A model by run directory, .ckpt, export folder, `local-dir:`, `hf-hub:` or `ARCHITECTURE/TAG`.
 
     Args:
-        context_length: lengthen the text positions to this; None keeps them. Ours are never changed.
+        context_length: lengthen the text positions to this; None keeps them.
         weights: which of a checkpoint, "raw" or "ema"; None: the running averages where it holds them.
         positions, keep: how they are lengthened, as `pretrained.build` says.
     """
@@ -49,7 +49,8 @@ def load(
     if any((path / config).is_file() for config in ("open_clip_config.json", "config.json")):
         return build(None, f"local-dir:{path}", context_length, positions, keep)
     if (path / "checkpoints").is_dir() or path.suffix == ".ckpt":
-        return from_checkpoint(checkpoint_of(path), weights)
+        content = read_checkpoint(checkpoint_of(path), weights)
+        return backbone_of(content, str(path), context_length, positions, keep)
     if name.startswith(("local-dir:", "hf-hub:")):
         return build(None, name, context_length, positions, keep)
     architecture, slash, tag = name.partition("/")
@@ -90,14 +91,19 @@ def _clamped(name: str, tensor: Tensor) -> Tensor:
     return tensor.clamp(0, LN_100) if name.endswith("logit_scale") else tensor
 
 
-def from_checkpoint(path: Path, weights: str | None = None) -> Backbone:
-    """The open_clip model inside a checkpoint; terms and their heads stay behind."""
-    return backbone_of(read_checkpoint(path, weights), str(path))
+def backbone_of(
+    content: dict[str, Any],
+    label: str,
+    context_length: int | None = None,
+    positions: str = "stretch",
+    keep: int = 20,
+) -> Backbone:
+    """The model in a checkpoint that is read already, without terms and their heads; arguments as `load`'s.
 
-
-def backbone_of(content: dict[str, Any], label: str) -> Backbone:
-    """The same from a checkpoint that is read already; `label` names it in messages."""
-    model_cfg, preprocess_cfg = content["longclip"]["model_cfg"], content["longclip"]["preprocess_cfg"]
+    `label` names it in messages.
+    """
+    known_cfg, preprocess_cfg = content["longclip"]["model_cfg"], content["longclip"]["preprocess_cfg"]
+    model_cfg = configs.lengthened(known_cfg, context_length)
     tensors = {
         key.removeprefix(PREFIX): value
         for key, value in content["state_dict"].items()
@@ -105,9 +111,10 @@ def backbone_of(content: dict[str, Any], label: str) -> Backbone:
     }
     model = configs.instantiate(model_cfg, preprocess_cfg)
     tensors = fitting.renamed(model, merged(tensors))
-    make_room(model, tensors)
-    fitting.load(model, tensors, label)
-    return Backbone(model, model_cfg, preprocess_cfg, tokenizer_of(model_cfg))
+    table_LD = fitting.table(tensors)
+    published = None if table_LD is None else Published(table_LD, known_cfg.get(KEY))
+    fitting.load(model, fitting.resized_text(model, tensors, positions, keep), label)
+    return Backbone(model, model_cfg, preprocess_cfg, tokenizer_of(model_cfg), published)
 
 
 def tokenizer_of(model_cfg: dict[str, Any]) -> Tokenizer:

@@ -17,6 +17,7 @@ from longclip.objectives.facets import Facets
 from longclip.objectives.gates import Gated
 from longclip.objectives.glimpsed import Glimpsed
 from longclip.objectives.grounding import Grounding
+from longclip.objectives.imitated import Imitated
 from longclip.objectives.late import Late
 from longclip.objectives.local import LocalNegatives
 from longclip.objectives.masked import Masked
@@ -55,6 +56,7 @@ def terms() -> dict[str, Term]:
         "beta_logistic": Beta("sub", form="logistic", heads=4),
         "distilled": Distilled("sub", {"one": Teacher("vector", ["vector"] * 4, 9.0), "two": SECOND}),
         "anchored": Anchored("sub"),
+        "imitated": Imitated("sub"),
         "facets": Facets("vector", facets=7, width=1, shown=3),
         "weighted": Contrastive("sub", label_smoothing=0.1, image_to_text=0.75, weighted=True),
         "chosen": Contrastive("sub", margin=0.5, false_above=0.1, hardest=2),
@@ -78,6 +80,7 @@ def terms() -> dict[str, Term]:
 
 
 READS = {
+    Imitated: {"text"},
     Grouping: {"text", "patches"},
     LocalNegatives: {"text", "patches"},
     Balance: {"routing"},

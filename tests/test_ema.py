@@ -90,7 +90,7 @@ def test_an_average_may_begin_and_end_at_a_resume_and_does_not_change_the_run(sc
     ended = runs.newest_checkpoint(tmp_path)
     assert models.read_checkpoint(ended)["weights"] == "raw"
     with pytest.raises(UserError, match=r"weights=ema, but .*ckpt keeps no running average"):
-        models.from_checkpoint(ended, "ema")
+        models.load(str(ended), weights="ema")
     undisturbed = run(scenes, tiny)
     for name, value in undisturbed.state_dict().items():
         assert torch.equal(value, module.state_dict()[name]), name

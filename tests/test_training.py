@@ -158,7 +158,7 @@ def test_checkpoint_holds_plain_types_and_is_complete_on_its_own(scenes, tiny, t
     assert [p.name for p in runs.checkpoints(tmp_path)] == [runs.checkpoint_name(6), runs.checkpoint_name(8)]
     content = models.read_checkpoint(runs.newest_checkpoint(tmp_path))
     assert json.dumps(content["longclip"])
-    backbone = models.from_checkpoint(runs.newest_checkpoint(tmp_path))
+    backbone = models.load(str(runs.newest_checkpoint(tmp_path)))
     trained = module.tower.backbone.state_dict()
     for name, value in backbone.model.state_dict().items():
         assert torch.equal(trained[name].reshape(value.shape), value), name

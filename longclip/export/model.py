@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..tokens import Tokenizer
-from ..towers import configs
+from ..towers import configs, rotary
 from ..towers.experts import held_by
 from ..towers.merging import merged_state_dict
 from ..towers.pretrained import Backbone
@@ -59,6 +59,11 @@ def find_problems(backbone: Backbone, made: Plain) -> list[str]:
             "its blocks have experts and a router (model.experts), for which no other library has a place; "
             "the mean of the exports that they were made of is a plain CLIP: longclip average EXPORT EXPORT "
             "--out DIR"
+        ]
+    if rotary.KEY in made.model_cfg:
+        return [
+            "its text positions are rotary (model.backbone.rotary), which no other library reads: judge, "
+            "search and go on from the run itself, and train with export=null"
         ]
     context, limit = made.model_cfg["text_cfg"]["context_length"], made.context_length
     problems = []

@@ -17,6 +17,7 @@ from longclip.objectives.gates import Gated
 from longclip.objectives.glimpsed import Glimpsed
 from longclip.objectives.grounding import Grounding
 from longclip.objectives.grouping import Grouping
+from longclip.objectives.imitated import Imitated
 from longclip.objectives.late import Late
 from longclip.objectives.local import LocalNegatives
 from longclip.objectives.masked import Masked
@@ -41,6 +42,7 @@ __all__ = [
     "Glimpsed",
     "Grounding",
     "Grouping",
+    "Imitated",
     "Late",
     "LocalNegatives",
     "Loss",

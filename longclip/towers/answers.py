@@ -17,14 +17,13 @@ from torch.nn import functional as F
 
 from ..dist import Gather
 from ..types import Embeddings, Words
-from .attention import Layout
 from .chunks import Chunk, in_backward_again
 from .corners import cornered, encode_corners
 from .experts import overheard, summed
 from .glimpse import encode_glimpse
 from .image import encode_patches, grid
 from .start import cut
-from .text import encode_packed, encode_words
+from .text import encode_packed, encode_words, laid_out
 
 if TYPE_CHECKING:
     from .clip import DualTower
@@ -147,7 +146,7 @@ def _encode_texts(
     if len(lengths_S) == 0:
         nothing = tower.encode_text(tokens_T, lengths_S)
         return nothing, nothing, None if corners is None else nothing[:, None].expand(0, len(corners), -1)
-    layout, corners_SME = Layout(lengths_S, tokens_T.device), None
+    layout, corners_SME = laid_out(tower.backbone, lengths_S, tokens_T.device), None
     if corners is None:
         words_TE = tower.encoders.words(tower.backbone, tokens_T, layout)
     else:

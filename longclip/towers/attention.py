@@ -4,7 +4,8 @@ In: queries, keys and values of all captions end to end, [T, heads, head width],
 says where each caption begins and ends. Out: the attended values, [T, heads, head width]. A token
 sees itself and the tokens before it in its own caption, and nothing of any other caption.
 
-`Layout` is made once per batch and shared by all blocks. Which path runs is a fact of the device:
+`Layout` is made once per batch and shared by all blocks. Where positions are rotary it turns queries and keys
+before they meet. Which path runs is a fact of the device:
 FlashAttention's variable-length kernel on CUDA in half precision, length buckets elsewhere.
 """
 
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from .rotary import Turns
+
 BUCKET_SLACK = 0.9
 """A bucket takes captions of at least this share of its longest one. Measured on a CPU with 8 to 64 images of
 eight short captions and a long one: smaller shares pad more, larger ones make more calls."""
@@ -31,9 +34,12 @@ class Layout:
     Args:
         lengths_S: tokens of each caption, start and end token included, all positive; on the host.
         device: where the tokens are.
+        frequencies_F: of rotary positions (`rotary.frequencies`); None: attention knows no positions.
     """
 
-    def __init__(self, lengths_S: NDArray[np.int32], device: torch.device) -> None:
+    def __init__(
+        self, lengths_S: NDArray[np.int32], device: torch.device, frequencies_F: Tensor | None = None
+    ) -> None:
         self.host_S, self.longest, total = lengths_S, int(lengths_S.max()), int(lengths_S.sum())
         self.lengths_S = torch.from_numpy(lengths_S).to(device, non_blocking=True)
         self.cumulative = F.pad(self.lengths_S.cumsum(0), (1, 0)).to(torch.int32)
@@ -41,6 +47,8 @@ class Layout:
         starts_T = self.cumulative.index_select(0, self.captions_T)
         self.positions_T = torch.arange(total, device=starts_T.device) - starts_T
         self.ends_S = (self.cumulative[1:] - 1).long()
+        self.frequencies_F = frequencies_F
+        self.turns = None if frequencies_F is None else Turns.at(self.positions_T, frequencies_F)
 
     @cached_property
     def buckets(self) -> Buckets:
@@ -95,6 +103,7 @@ def _groups(lengths: np.ndarray, order: np.ndarray) -> list[np.ndarray]:
 def packed_attention(qkv_T3HD: Tensor, layout: Layout) -> Tensor:
     """Causal attention inside every caption: queries, keys and values [T, 3, heads, head width] to
     [T, heads, head width]."""
+    qkv_T3HD = _turned(qkv_T3HD, layout)
     if _use_varlen(qkv_T3HD):
         q, k, v = qkv_T3HD.unbind(1)
         cumulative = layout.cumulative
@@ -104,6 +113,9 @@ def packed_attention(qkv_T3HD: Tensor, layout: Layout) -> Tensor:
 
 def end_attention(q_SHD: Tensor, kv_T2HD: Tensor, layout: Layout) -> Tensor:
     """The same for the end tokens alone, [S, heads, head width]: an end token sees its whole caption."""
+    if layout.turns is not None:
+        q_SHD = layout.turns.rows(layout.ends_S)(q_SHD[:, None])[:, 0]
+    kv_T2HD = _turned(kv_T2HD, layout)
     if _use_varlen(q_SHD):
         k, v = kv_T2HD.unbind(1)
         one_each = torch.arange(len(q_SHD) + 1, dtype=torch.int32, device=q_SHD.device)
@@ -116,8 +128,15 @@ def dense_attention(qkv_T3HD: Tensor, layout: Layout) -> Tensor:
     caption_T, place_T = layout.captions_T, layout.positions_T
     same_TT = caption_T[:, None] == caption_T[None, :]
     mask_TT = same_TT & (place_T[None, :] <= place_T[:, None])
-    q, k, v = qkv_T3HD.permute(1, 2, 0, 3)
+    q, k, v = _turned(qkv_T3HD, layout).permute(1, 2, 0, 3)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask_TT).transpose(0, 1)
+
+
+def _turned(x_TNHD: Tensor, layout: Layout) -> Tensor:
+    """All but the values, which come last, turned as their positions say."""
+    if layout.turns is None:
+        return x_TNHD
+    return torch.cat([layout.turns(x_TNHD[:, :-1]), x_TNHD[:, -1:]], 1)
 
 
 # No batch has the buckets of the one before it, so a compiled graph would be made anew for each; left out of

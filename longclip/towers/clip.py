@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from ..tokens import pack
 from ..types import Batch, Embeddings, Text
 from .answers import Encoders, embed, embed_start
-from .attention import Layout
 from .chunks import chunks
 from .experts import Experts
 from .freezing import Freeze, lock
@@ -30,7 +29,7 @@ from .lora import Lora, adapt
 from .needs import make_ready
 from .pooled import pool_alone
 from .pretrained import Backbone
-from .text import encode_padded, why_padded
+from .text import encode_padded, laid_out, why_padded
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +69,7 @@ class DualTower(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone.model
-        self.tokenizer, self.published_LD = backbone.tokenizer, backbone.published_LD
+        self.tokenizer, self.published = backbone.tokenizer, backbone.published
         self.model_cfg, self.preprocess_cfg = backbone.model_cfg, backbone.preprocess_cfg
         self.register_buffer("mean_C11", _per_channel(self.preprocess_cfg["mean"]), persistent=False)
         self.register_buffer("std_C11", _per_channel(self.preprocess_cfg["std"]), persistent=False)
@@ -150,7 +149,8 @@ class DualTower(nn.Module):
                 self.backbone, tokens_T, lengths_S, self.context_length, self.tokenizer.pad_id
             )
         else:
-            text_SE = self.encoders.text(self.backbone, tokens_T, Layout(lengths_S, tokens_T.device))
+            layout = laid_out(self.backbone, lengths_S, tokens_T.device)
+            text_SE = self.encoders.text(self.backbone, tokens_T, layout)
         return F.normalize(text_SE.float(), dim=-1)
 
     def encode_captions(self, captions: list[str]) -> Tensor:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ..tokens import Tokenizer
 from ..types import UserError
+from . import rotary
 
 _OWN = Path(__file__).parent / "architectures"
 # What may differ between two configurations of one network.
@@ -129,7 +130,7 @@ def _spelled_out(config: Mapping[str, Any]) -> dict[str, object]:
         for key, value in dataclasses.asdict(given).items()
         if key not in _FREE
     }
-    return {"embed_dim": config["embed_dim"], **values}
+    return {"embed_dim": config["embed_dim"], rotary.KEY: config.get(rotary.KEY), **values}
 
 
 def adjusted(
@@ -160,18 +161,36 @@ def adjusted(
     return changed
 
 
+def lengthened(config: Mapping[str, Any], context_length: int | None) -> dict[str, Any]:
+    """A copy with a longer context, in which rotary positions turn more slowly; None keeps it."""
+    longer = deepcopy(dict(config))
+    if context_length is None:
+        return longer
+    text = longer["text_cfg"]
+    if rotary.KEY in longer:
+        width = text["width"] // text["heads"]
+        longer[rotary.KEY] = rotary.extended(
+            longer[rotary.KEY], width, text["context_length"], context_length
+        )
+    text["context_length"] = context_length
+    return longer
+
+
 def instantiate(model_cfg: Mapping[str, Any], preprocess_cfg: Mapping[str, Any]) -> nn.Module:
     """open_clip's model of that configuration, float32, with random weights; nothing is downloaded.
 
     Built on torch's default device, so that `with torch.device("meta")` makes one without memory.
 
     Goes through open_clip's own reader of export folders, so what is built is what an export's user gets.
+    What open_clip does not know (`rotary`) is added afterwards.
+
     Raises UserError with open_clip's words where the configuration does not work, and for one that would
     run code of its own.
     """
     _refuse_code(model_cfg)
+    plain_cfg = {key: value for key, value in model_cfg.items() if key != rotary.KEY}
     with tempfile.TemporaryDirectory() as folder, quiet():
-        text = json.dumps({"model_cfg": dict(model_cfg), "preprocess_cfg": dict(preprocess_cfg)})
+        text = json.dumps({"model_cfg": plain_cfg, "preprocess_cfg": dict(preprocess_cfg)})
         (Path(folder) / "open_clip_config.json").write_text(text)
         try:
             model = open_clip.create_model(
@@ -188,6 +207,8 @@ def instantiate(model_cfg: Mapping[str, Any], preprocess_cfg: Mapping[str, Any])
     assert isinstance(model, open_clip.CLIP | open_clip.CustomTextCLIP), (
         f"not a dual encoder: {type(model).__name__}"
     )
+    if rotary.KEY in model_cfg:
+        rotary.turn(model, model_cfg[rotary.KEY])
     return model
 
 

@@ -49,7 +49,7 @@ class Cornered(NamedTuple):
 
 def cornered(layout: Layout) -> Cornered:
     """The layout of the same captions with room for a corner."""
-    longer = Layout(layout.host_S + 1, layout.lengths_S.device)
+    longer = Layout(layout.host_S + 1, layout.lengths_S.device, layout.frequencies_F)
     place = torch.arange(len(longer.captions_T), device=longer.captions_T.device)
     rows = place - longer.captions_T  # each caption before has one row more there
     corner_S = len(layout.captions_T) + torch.arange(len(layout.host_S), device=rows.device)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..types import UserError
 from .configs import quiet
 from .positions import resize
+from .rotary import KEY
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ def resized_text(
 ) -> dict[str, Tensor]:
     """With the text position table at the model's own length. Raises UserError as `positions.resize`."""
     fitted, expected = dict(tensors), model.state_dict()
+    if any(name.endswith(KEY) for name in expected):  # all of its positions follow from its configuration
+        return fitted | {name: x for name, x in expected.items() if name in _TABLES or name.endswith(KEY)}
     for name in _TABLES:
         if name not in fitted or name not in expected or fitted[name].ndim != 2:
             continue

@@ -46,6 +46,6 @@ def make_ready(tower: DualTower, needs: frozenset[str]) -> None:
     if "corners" in needs and tower.corners_MD is None:
         tower.corners_MD = nn.Parameter(first_corners(tower.backbone, tower.tokenizer, tower.corners))
     if "start" in needs and not tower.start:
-        tower.start.append(frozen(tower, tower.published_LD))
+        tower.start.append(frozen(tower, tower.published))
     if "routing" in needs:  # behind the start, which has no experts
         join(tower.backbone, tower.experts)

@@ -13,13 +13,15 @@ import logging
 from typing import Any, NamedTuple
 
 import open_clip
-from torch import Tensor, nn
+from torch import nn
 
 from ..tokens import Tokenizer
 from ..types import UserError
 from . import configs, fitting, formats, sources
 from .positions import freeze_head, text_module
+from .rotary import KEY, Published, turn
 from .temperature import scale_attention
+from .text import why_padded
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ class Backbone(NamedTuple):
     model_cfg: dict[str, Any]  # open_clip's configuration that describes exactly this model
     preprocess_cfg: dict[str, Any]  # mean, std, interpolation, resize_mode, size
     tokenizer: Tokenizer
-    published_LD: Tensor | None = None  # the weights' own text positions; the model's may be stretched
+    published: Published | None = None  # the weights' own text positions; None: the model's
 
 
 def build(
@@ -52,6 +54,7 @@ def build(
     patch_dropout: float = 0.0,
     quick_gelu: bool | None = None,
     attention_temperature: float = 1.0,
+    rotary: float | None = None,
 ) -> Backbone:
     """An open_clip model with its configuration, preprocessing and tokenizer.
 
@@ -62,7 +65,7 @@ def build(
     shorter text positions are lengthened; `freeze_positions` freezes the first `keep` rows.
     `image_size` in pixels resizes the image positions as open_clip does. `quick_gelu` None: as the
     weights were trained, else as the configuration says. `attention_temperature` below 1 sharpens the text
-    tower's attention (`temperature`).
+    tower's attention (`temperature`). `rotary` is the theta of positions that replace the table (`rotary`).
 
     Raises UserError for everything that does not fit together.
     """
@@ -75,21 +78,38 @@ def build(
     activation = _activation(quick_gelu, known, bool(config.get("quick_gelu", False)), source.label)
     config = configs.adjusted(config, context_length, image_size, patch_dropout, activation)
     preprocess = _preprocess(source.preprocess_cfg, config)
-    model = configs.instantiate(config, preprocess)
-    published_LD = None
+    model, table_LD = configs.instantiate(config, preprocess), None
     if loaded:
         tensors = fitting.renamed(model, loaded.tensors)
-        published_LD = fitting.table(tensors)
-        tensors = fitting.resized_text(model, tensors, positions, keep)
+        table_LD = fitting.table(tensors)
+        tensors = fitting.resized_text(model, tensors, positions if rotary is None else "interpolate", keep)
         if image_size is not None:
             tensors = fitting.resized_image(model, tensors)
         fitting.load(model, tensors, source.label)
     scale_attention(model, attention_temperature)
-    if freeze_positions:
+    if rotary is not None:
+        replaced_LD, config[KEY] = _turned(model, rotary), rotary
+        table_LD = replaced_LD if table_LD is None else table_LD
+    elif freeze_positions:
         if loaded is None:
             log.warning("freeze_positions: the first %d positions are random and stay so", keep)
         freeze_head(text_module(model), keep)
-    return Backbone(model, config, preprocess, _tokenizer(architecture, source, config), published_LD)
+    published = None if table_LD is None else Published(table_LD)
+    return Backbone(model, config, preprocess, _tokenizer(architecture, source, config), published)
+
+
+def _turned(model: nn.Module, theta: float) -> Any:
+    """Rotary positions in place of a table, which is returned."""
+    because = why_padded(model)
+    if because:
+        raise UserError(
+            f"model.backbone.rotary={theta} turns captions that run packed, and this text tower runs padded: "
+            f"{because}; leave it out (null), or choose model.backbone.architecture=ViT-B-16"
+        )
+    text: Any = text_module(model)
+    table_LD = text.positional_embedding.detach()
+    turn(model, theta)
+    return table_LD
 
 
 def _config(

@@ -1,8 +1,8 @@
 """The towers as their weights came: frozen, at the context length that those were trained with.
 
 In: a `DualTower` that has not trained yet. Out: a copy that never will, and what it reads of a batch. Its
-text positions are those of the weights and not the stretched ones, its captions end where its context does:
-it answers as the published model would.
+text positions are those of the weights, whatever became of them, its captions end where its context does: it
+answers as the published model would.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 from ..tokens import Tokenizer
 from .chunks import Chunk
 from .positions import text_module
+from .rotary import Published, set_theta
 
 if TYPE_CHECKING:
     from .clip import DualTower
@@ -25,13 +26,15 @@ if TYPE_CHECKING:
 _TABLE = "positional_embedding"
 
 
-def frozen(tower: DualTower, positions_LD: Tensor | None) -> DualTower:
+def frozen(tower: DualTower, published: Published | None) -> DualTower:
     """A copy with the weights of this moment, and the published positions; None: the tower's own."""
     copied = copy.deepcopy(tower).requires_grad_(False).eval()
     copied.backbone.set_grad_checkpointing(False)
-    if positions_LD is not None:
-        _replace_positions(text_module(copied.backbone), positions_LD)
-        copied.tokenizer.context_length = len(positions_LD)
+    if published is not None:
+        text = text_module(copied.backbone)
+        _replace_positions(text, published.table_LD)
+        set_theta(text, published.theta)
+        copied.tokenizer.context_length = len(published.table_LD)
     return copied
 
 

@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from ..tokens import unpack
 from .attention import Layout, end_attention, packed_attention
 from .positions import text_module
+from .rotary import frequencies
 
 
 def why_padded(model: Any) -> str | None:
@@ -48,6 +49,11 @@ def why_padded(model: Any) -> str | None:
     if any(type(block) is not ResidualAttentionBlock for block in blocks):
         return f"its text blocks are {type(blocks[0]).__name__}"
     return None
+
+
+def laid_out(model: Any, lengths_S: NDArray[np.int32], device: torch.device) -> Layout:
+    """Where captions lie, and how this tower turns them."""
+    return Layout(lengths_S, device, frequencies(model))
 
 
 def encode_packed(model: Any, tokens_T: Tensor, layout: Layout) -> Tensor:

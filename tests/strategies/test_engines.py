@@ -66,7 +66,7 @@ def every_way(engine, world, alone, folder, scenes):
     same(back, wanted["dreamlip"])
     name = "transformer.resblocks.0.mlp.c_fc.weight"
     for weights, kind in (("raw", "weights"), ("ema", "ema")):
-        backbone = models.from_checkpoint(runs.newest_checkpoint(folder / "siglip"), weights)
+        backbone = models.load(str(runs.newest_checkpoint(folder / "siglip")), weights=weights)
         ended = found["siglip"][f"ended/{kind}/tower.backbone.{name}"]
         assert torch.equal(backbone.model.get_parameter(name), ended)
 
