@@ -21,6 +21,7 @@ from .optim import LN_100
 from .stored import Stored
 from .tokens import Tokenizer
 from .towers import configs, fitting
+from .towers.experts import make_room
 from .towers.merging import merged
 from .towers.pretrained import Backbone, build
 from .towers.rotary import KEY, Published
@@ -111,6 +112,7 @@ def backbone_of(
     }
     model = configs.instantiate(model_cfg, preprocess_cfg)
     tensors = fitting.renamed(model, merged(tensors))
+    make_room(model, tensors)
     table_LD = fitting.table(tensors)
     published = None if table_LD is None else Published(table_LD, known_cfg.get(KEY))
     fitting.load(model, fitting.resized_text(model, tensors, positions, keep), label)

@@ -54,16 +54,16 @@ def find_problems(backbone: Backbone, made: Plain) -> list[str]:
 
     Every other format is made from that configuration, so what is wrong here is wrong everywhere.
     """
+    if rotary.KEY in made.model_cfg:
+        return [
+            "its text positions are rotary (model.backbone.rotary), which no other library reads: judge, "
+            "search and go on from the run itself, and train with export=null"
+        ]
     if held_by(backbone.model):
         return [
             "its blocks have experts and a router (model.experts), for which no other library has a place; "
             "the mean of the exports that they were made of is a plain CLIP: longclip average EXPORT EXPORT "
             "--out DIR"
-        ]
-    if rotary.KEY in made.model_cfg:
-        return [
-            "its text positions are rotary (model.backbone.rotary), which no other library reads: judge, "
-            "search and go on from the run itself, and train with export=null"
         ]
     context, limit = made.model_cfg["text_cfg"]["context_length"], made.context_length
     problems = []
