@@ -34,13 +34,13 @@ def pairwise_sigmoid(
 class Sigmoid(Term):
     """SigLIP's loss on one caption group; a global batch of one is allowed.
 
-    Measures: `scale`, `bias`.
+    bias: where the offset starts. Measures: `scale`, `bias`.
     """
 
-    def __init__(self, texts: str, weight: float = 1.0) -> None:
+    def __init__(self, texts: str, weight: float = 1.0, bias: float = -10.0) -> None:
         super().__init__(texts, weight)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(10)))
-        self.logit_bias = nn.Parameter(torch.tensor(-10.0))
+        self.logit_bias = nn.Parameter(torch.tensor(float(bias)))
 
     def forward(self, embeddings: Embeddings) -> Loss:
         """Divided by the number of images, as SigLIP does: K slots weigh K times as much as one."""
