@@ -8,7 +8,7 @@ from math import e
 
 import pytest
 
-from longclip.captions import Best, First, Groups, Likely, Mix, Policy, Sentences, Whole
+from longclip.captions import Best, First, Groups, Likely, Mix, Policy, Sentences, Swapped, Whole
 from longclip.types import Caption, Sentence, Text, UserError
 
 
@@ -70,6 +70,8 @@ def test_a_mix_passes_over_what_an_image_does_not_have() -> None:
     assert VECLIP([made("other", 1)], random.Random(0)) == []
     never = Mix(VECLIP.policies, {"raw": 0, "vecap": 1})
     assert never([made("raw", 1)], random.Random(0)) == []
+    wrong = Swapped(Whole())  # of which "a." has none: its slot is empty
+    assert Mix({"a": wrong, "b": Whole()}, {"a": 1, "b": 1e-9})([made("raw", 1)], random.Random(0)) != [None]
 
 
 def test_the_probabilities_of_a_mix_move_linearly_over_the_run() -> None:

@@ -92,7 +92,7 @@ class Mix:
         while any(left.values()):
             (name,) = rng.choices(list(left), list(left.values()))
             texts = self.policies[name](captions, rng, progress)
-            if texts:
+            if any(texts):
                 return texts
             del left[name]
         return []
