@@ -70,6 +70,12 @@ def test_sources_filters_and_batches_are_chosen_on_the_command_line():
     assert (data.plan.batches, data.plan.samples) == ("balanced", config.samples)
 
 
+def test_a_recipe_that_no_export_can_hold_makes_none_unless_asked():
+    assert compose("recipe=long").export == "open_clip"
+    assert compose("recipe=clipmoe").export is None
+    assert compose("recipe=clipmoe", "export=hf").export == "hf"
+
+
 @pytest.mark.parametrize("trainer", ["cpu"])
 def test_trainers_instantiate(trainer, tmp_path):
     config = compose(f"trainer={trainer}", f"runs={tmp_path}")
