@@ -15,7 +15,7 @@ from longclip import dist
 from longclip.objectives.contrastive import check_contrast, info_nce
 from longclip.objectives.running import Running
 from longclip.objectives.term import Loss, Term
-from longclip.objectives.units import Units, units
+from longclip.objectives.units import Units, names, units
 from longclip.types import Embeddings, UserError
 
 
@@ -85,7 +85,7 @@ class Gated(Term):
         momentum: float = 0.99,
         sharpness: float = 2.0,
     ) -> None:
-        self._names = (texts,) if isinstance(texts, str) else tuple(texts)
+        self._names = names(texts)
         super().__init__(", ".join(self._names), weight)
         self.gates = Gates(len(self._names), momentum, sharpness)
 

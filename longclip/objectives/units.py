@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from longclip.types import Embeddings
+from longclip.types import Embeddings, UserError
 
 
 class Units(NamedTuple):
@@ -21,6 +21,14 @@ class Units(NamedTuple):
     text_BkE: Tensor
     mask_Gk: Tensor  # of all processes
     weights_Bk: Tensor  # `Text.weight`; 0 where there is no caption
+
+
+def names(texts: str | Sequence[str]) -> tuple[str, ...]:
+    """One caption group or several; raises UserError for none."""
+    groups = (texts,) if isinstance(texts, str) else tuple(texts)
+    if not groups:
+        raise UserError("the term reads no caption group; name one or several: texts=[GROUP, ...]")
+    return groups
 
 
 def units(embeddings: Embeddings, groups: Sequence[str]) -> Units:

@@ -18,7 +18,7 @@ from longclip.objectives.gates import Gates, mean
 from longclip.objectives.term import Loss, Term
 from longclip.objectives.tiled import contrast
 from longclip.objectives.tiles import Pairs
-from longclip.objectives.units import units
+from longclip.objectives.units import names, units
 from longclip.types import Embeddings, UserError
 
 HALVINGS = 40
@@ -68,7 +68,7 @@ class Visualness(Term):
         labelled: bool = False,
         gated: bool = False,
     ) -> None:
-        self._names = (texts,) if isinstance(texts, str) else tuple(texts)
+        self._names = names(texts)
         super().__init__(", ".join(self._names), weight)
         if not 0 < share < 1:
             raise UserError(

@@ -123,6 +123,11 @@ def test_a_term_that_was_never_trained_opens_all_gates(batch):
     assert all((gate == 1).all() for gate in gates)
 
 
+def test_no_group_at_all_is_refused():
+    with pytest.raises(UserError, match="reads no caption group"):
+        Gated([])
+
+
 @pytest.mark.parametrize(
     ("options", "message"), [({"momentum": 1.0}, "momentum is 1"), ({"sharpness": 0}, "sharpness is 0")]
 )
