@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from longclip import recipes, runs
 from longclip.data.converting.workers import processors
+from longclip.types import UserError
 
 from . import documents
 from .gains import Between, Told, markdown, plot
@@ -137,7 +138,12 @@ def _between(jobs: Sequence[Job], pretrained: Path, setting: Setting, report: bo
         if job.seed == jobs[0].seed and finished(job.run, job.samples):
             kept = job.run / "between.json"
             if not kept.exists() and not report:
-                kept.write_text(json.dumps(_judged(job, pretrained, setting), indent=1) + "\n")
+                try:
+                    judged = _judged(job, pretrained, setting)
+                except UserError as error:  # experts are no network that the start could be averaged with
+                    print(f"{job.variant}: nothing between it and the start: {error}", flush=True)
+                    continue
+                kept.write_text(json.dumps(judged, indent=1) + "\n")
             if kept.exists():
                 found[job.variant] = json.loads(kept.read_text())
     return found

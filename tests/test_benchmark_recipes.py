@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks import documents, gains, mosaics, recipe_costs, recipes, trainings
+from benchmarks import documents, finetuning, gains, mosaics, recipe_costs, recipes, trainings
 from benchmarks.recipe_costs import Cost
 from benchmarks.trainings import Job, cell
 from longclip import callbacks
@@ -164,6 +164,23 @@ def test_fine_tuning_is_told_as_points_above_the_start(tmp_path):
     assert long.endswith("| +20.0 | +2.0 |")
     gains.plot("scenes", told, tmp_path / "way.png")
     assert (tmp_path / "way.png").stat().st_size > 1000
+
+
+def test_a_recipe_that_has_no_mean_with_the_start_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    def judge(job, *_):
+        if job.variant == "clipmoe":
+            raise UserError("different networks")
+        return {"0.5": {"r1": 1.0}}
+
+    monkeypatch.setattr(finetuning, "_judged", judge)
+    jobs = [Job(name, 0, tmp_path / name, [], 64) for name in ("clipmoe", "long", "late")]
+    for job in jobs[:2]:
+        judged(job.run, 64)
+    setting = finetuning.Setting("scenes", [], [])
+    for report in (False, True):
+        found = finetuning._between(jobs, tmp_path, setting, report)
+        assert found == {"long": {"0.5": {"r1": 1.0}}}, "finished ones, and what was kept"
+    assert capsys.readouterr().out.count("clipmoe: nothing between") == 1
 
 
 def test_every_sentence_of_a_mosaic_is_about_its_quadrant(photos):
