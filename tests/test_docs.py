@@ -35,6 +35,7 @@ ELSEWHERE = {
     r"longclip embed .*": "test_embedding.py::test_the_command_says_what_to_type_next",
     r"python train.py recipe=mobileclip2 .*": "test_embedding.py::test_a_recipe_finds_the_embeddings",
     r"longclip cluster .*": "data/test_clusters.py::test_the_command_says_what_to_type_next",
+    r"python train.py recipe=clipmoe .*": "towers/test_experts.py::test_finished_models_are_the_experts",
     r"python train.py recipe=mcl .*": "data/test_clusters.py::test_a_batch_is_of_one_cluster",
     r"longclip import .*": "export/test_export.py::test_imported_long_clip_keeps_its_features",
     r"longclip export .* --format .*": "export/test_export.py::test_every_format_gives_the_same_ids",
