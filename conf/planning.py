@@ -58,7 +58,7 @@ def without_weights(model: DictConfig) -> DictConfig:
     from longclip.towers import configs
 
     bare = OmegaConf.create(OmegaConf.to_container(model, resolve=True))
-    architecture, tag = bare.backbone.architecture, bare.backbone.weights
+    architecture, tag = bare.backbone.get("architecture"), bare.backbone.weights
     if architecture and tag:
         own = configs.named(architecture).get("quick_gelu", False)
         known = open_clip.get_pretrained_cfg(architecture, tag) or {}

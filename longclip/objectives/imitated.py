@@ -18,7 +18,7 @@ class Imitated(Term):
 
         L = 1/n sum over present (b, k) of [1 - t_bk . t'_bk]
 
-    TULIP, Najdenkoska et al. 2025, arXiv 2410.10034: t of this model, t' of the start, both of unit length, n
+    TULIP, Najdenkoska et al. 2024, arXiv 2410.10034: t of this model, t' of the start, both of unit length, n
     the captions of all processes. The start reads as much of a caption as its weights did, so let this model
     read no more (model.backbone.context_length=null): nothing is learned of what the start does not see.
     Measure: `cosine`, the mean of t . t'.

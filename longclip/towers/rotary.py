@@ -60,7 +60,7 @@ def set_theta(text: Any, theta: float | None) -> None:
 
 
 def extended(theta: float, width: int, length: int, longer: int) -> float:
-    """Theta for a longer context: dynamic NTK scaling, as TULIP (Najdenkoska et al. 2025, arXiv 2410.10034).
+    """Theta for a longer context: dynamic NTK scaling, as TULIP (Najdenkoska et al. 2024, arXiv 2410.10034).
 
         theta' = theta (F longer / length - (F - 1))^(d / (d - 2)),   F = 2
 

@@ -102,9 +102,11 @@ def test_chunks_are_the_batch_in_order_and_copy_nothing(size):
 def test_every_recipe_has_the_loss_and_gradients_of_the_whole_batch(recipe, tiny):
     few = ["recipe.terms.short.k=3"] if recipe in ("longclip", "debias") else []
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = hydra.compose("train", [f"recipe={recipe}", *few]).recipe
+        config = hydra.compose("train", [f"recipe={recipe}", *few])
+    rotary, config = config.model.backbone.rotary, config.recipe
     slots = Groups(instantiate(config.captions), seed=0).slots
-    tower = DualTower(build(tiny, None, 248)).double()  # so that only the float32 losses can differ
+    backbone = build(tiny, None, 248, rotary=rotary)
+    tower = DualTower(backbone).double()  # so that only the float32 losses can differ
     terms, batch = instantiate(config.terms), made_up(slots=max(slot.stop for slot in slots.values()))
     asked = {name: size for term in terms.values() for name, size in term.columns.items()}
     shapes = {name: (IMAGES,) if size == 0 else (IMAGES, size or 20) for name, size in asked.items()}
