@@ -163,6 +163,10 @@ def test_checkpoint_holds_plain_types_and_is_complete_on_its_own(scenes, tiny, t
     for name, value in backbone.model.state_dict().items():
         assert torch.equal(trained[name].reshape(value.shape), value), name
     assert not any("grouping" in name for name in backbone.model.state_dict())
+    # 20 rows are kept, the others taken twice.
+    longer = models.load(str(runs.newest_checkpoint(tmp_path)), context_length=476)
+    assert (longer.tokenizer.context_length, len(longer.model.positional_embedding)) == (476, 476)
+    assert torch.equal(longer.model.positional_embedding[:20], backbone.model.positional_embedding[:20])
 
 
 class Broken(Contrastive):
