@@ -169,7 +169,8 @@ def test_every_recipe_can_be_shown(name):
         config = hydra.compose("train", overrides=[f"recipe={name}"])
     policies = launch.instantiate(config.recipe.captions)  # as train.py reads it
     assert chosen.policies == policies
-    assert chosen.context_length == config.model.backbone.context_length
+    # A recipe may leave the length to the weights, as tulip does: previews then show 248.
+    assert chosen.context_length == (config.model.backbone.context_length or 248)
 
 
 def test_a_run_brings_its_model_seed_and_augmentation(tmp_path):

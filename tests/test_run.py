@@ -153,8 +153,8 @@ def test_tensorboard_is_written(folder):
     assert list((folder / "tb").rglob("events.out.tfevents*"))
 
 
-@pytest.mark.parametrize("recipe", ["clip", "long", "longclip", "debias", "siglip", "captions"])
-def test_every_recipe_trains(folder, recipe):
+@pytest.mark.parametrize("recipe", ["clip", "debias"])  # all of them take a step in towers/test_chunks
+def test_other_recipes_train(folder, recipe):
     overrides = ["batch_size=48", "samples=96", "export=null", f"recipe={recipe}"]
     run(command(folder, *overrides, name=recipe))
     assert (folder / recipe / "metrics.json").exists()
