@@ -69,7 +69,7 @@ def plot(benchmark: str, told: Told, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     parts = columns(benchmark)
-    figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(10, 5.5), layout="constrained")
     for number, (name, seeds) in enumerate(told.found.items()):
         steps = [[numbers] for numbers in told.between.get(name, {}).values()]
         way = [[told.start], *steps, list(seeds.values())]
@@ -78,6 +78,6 @@ def plot(benchmark: str, told: Told, path: Path) -> None:
         axes.plot(brief[-1:], long[-1:], "osD^v"[number // 10 % 5], color=f"C{number % 10}", label=name)
     axes.set(xlabel="R@1 of captions cut at 40 tokens (%)", ylabel="R@1 of whole captions (%)")
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=7, ncols=-(-len(told.found) // 28))
     figure.savefig(path, dpi=130)
     plt.close(figure)
