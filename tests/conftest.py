@@ -51,3 +51,24 @@ def tiny(tmp_path_factory):
     (folder / "ViT-longclip-tiny.json").write_text(json.dumps(TINY))
     open_clip.add_model_config(folder)
     return "ViT-longclip-tiny"
+
+
+@pytest.fixture
+def tower(tiny):
+    """Towers of that architecture, of random weights."""
+    from longclip.towers.clip import DualTower
+    from longclip.towers.pretrained import build
+
+    return DualTower(build(tiny, None, 248))
+
+
+@pytest.fixture
+def data(scenes, tower):
+    """The tiny scenes as that model reads them, to judge on."""
+    from longclip.data.module import DataModule
+    from longclip.data.plans.plan import Plan
+
+    return DataModule(
+        root=scenes, train="train", judge=["heldout"], plan=Plan(64, 8), groups=None,
+        tokenizer=tower.tokenizer, preprocess=tower.preprocess_cfg,
+    )  # fmt: skip

@@ -6,26 +6,9 @@ import torch
 from eval import report
 from longclip import runs
 from longclip.captions import First, Groups, Source, Whole
-from longclip.data.module import DataModule
-from longclip.data.plans.plan import Plan
 from longclip.evaluate import Pointing, Retrieval, judge
 from longclip.metrics import retrieval
-from longclip.towers.clip import DualTower
-from longclip.towers.pretrained import build
 from longclip.types import UserError
-
-
-@pytest.fixture
-def tower(tiny):
-    return DualTower(build(tiny, None, 248))
-
-
-@pytest.fixture
-def data(scenes, tower):
-    return DataModule(
-        root=scenes, train="train", judge=["heldout"], plan=Plan(64, 8), groups=None,
-        tokenizer=tower.tokenizer, preprocess=tower.preprocess_cfg,
-    )  # fmt: skip
 
 
 def test_retrieval_is_the_metric_of_all_features_whatever_the_batch(tower, data):

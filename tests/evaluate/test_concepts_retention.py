@@ -28,11 +28,6 @@ def module(scenes, tower):
 
 
 @pytest.fixture
-def tower(tiny):
-    return DualTower(build(tiny, None, 248))
-
-
-@pytest.fixture
 def data(scenes, tower):
     return module(scenes, tower)
 

@@ -44,11 +44,6 @@ def seen(image_NE, texts, lengths=None, dropped=None):
 
 
 @pytest.fixture
-def tower(tiny):
-    return DualTower(build(tiny, None, 248))
-
-
-@pytest.fixture
 def data(scenes, tower):
     return module(scenes, tower)
 

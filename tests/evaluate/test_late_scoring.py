@@ -6,15 +6,11 @@ import torch
 from torch.nn.functional import normalize
 
 from longclip.captions import First, Groups, Whole
-from longclip.data.module import DataModule
-from longclip.data.plans.plan import Plan
 from longclip.evaluate import Retrieval, examine, retrieval
 from longclip.evaluate.features import Features
 from longclip.evaluate.late import Interaction
 from longclip.evaluate.retrieval import search
 from longclip.objectives import late
-from longclip.towers.clip import DualTower
-from longclip.towers.pretrained import build
 from longclip.types import UserError
 
 WIDTH, SLOT = 6, slice(1, 3)
@@ -89,19 +85,6 @@ def test_features_that_are_all_alike_are_all_wrong():
 def test_features_that_are_not_finite_are_refused():
     with pytest.raises(UserError, match="1 of 4 image features are not finite"):
         search(found(torch.randn(4, 3, WIDTH).index_fill(0, torch.tensor([2]), torch.nan)), SLOT)
-
-
-@pytest.fixture
-def tower(tiny):
-    return DualTower(build(tiny, None, 248))
-
-
-@pytest.fixture
-def data(scenes, tower):
-    return DataModule(
-        root=scenes, train="train", judge=["heldout"], plan=Plan(64, 8), groups=None,
-        tokenizer=tower.tokenizer, preprocess=tower.preprocess_cfg,
-    )  # fmt: skip
 
 
 def test_a_set_is_judged_by_what_the_tower_says_of_patches_and_words(tower, data):

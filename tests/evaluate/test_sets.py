@@ -17,8 +17,6 @@ from longclip.captions import All, Groups, Whole
 from longclip.evaluate import PairSet, Retrieval, examine
 from longclip.evaluate.sets import CLEAN
 from longclip.metrics import retrieval
-from longclip.towers.clip import DualTower
-from longclip.towers.pretrained import build
 from longclip.types import UserError
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "benchmark"
@@ -31,11 +29,6 @@ def described(name, root, **changes):
     for key, value in {"root": str(root), **changes}.items():
         config.benchmark[name][key] = value
     return evaluators(config.benchmark)[name]
-
-
-@pytest.fixture
-def tower(tiny):
-    return DualTower(build(tiny, None, 248))
 
 
 @pytest.mark.parametrize("name", BUILDERS)

@@ -8,13 +8,9 @@ import torch
 
 from conf.launch import CONF, evaluators
 from longclip.captions import Groups, Sentences
-from longclip.data.module import DataModule
-from longclip.data.plans.plan import Plan
 from longclip.evaluate import Swaps, examine
 from longclip.evaluate.features import Features
 from longclip.evaluate.swaps import _answers
-from longclip.towers.clip import DualTower
-from longclip.towers.pretrained import build
 from longclip.types import UserError
 
 
@@ -53,19 +49,6 @@ def test_texts_that_are_cut_to_the_same_words_count_against_the_model():
     tokens = [[[1, 2], [1, 2]], [[1, 2], [1, 3]], [[1, 2], [1, 2, 3]]]
     features = found([[0.6, 0.5]] * 3, tokens, [[4, 4]] * 3)
     assert list(_answers(features, slice(0, 2), Letters()).values) == [0, 100, 100]
-
-
-@pytest.fixture
-def tower(tiny):
-    return DualTower(build(tiny, None, 248))
-
-
-@pytest.fixture
-def data(scenes, tower):
-    return DataModule(
-        root=scenes, train="train", judge=["heldout"], plan=Plan(64, 8), groups=None,
-        tokenizer=tower.tokenizer, preprocess=tower.preprocess_cfg,
-    )  # fmt: skip
 
 
 def test_scenes_have_pairs_of_most_kinds_and_numbers_are_means(tower, data):
