@@ -26,7 +26,17 @@ from longclip.types import UserError
 
 from . import documents
 from .gains import Between, Told, markdown, plot
-from .trainings import Job, Numbers, collect, directory, finished, run_all, train, with_sidecars
+from .trainings import (
+    Job,
+    Numbers,
+    collect,
+    directory,
+    finished,
+    options_parser,
+    run_all,
+    train,
+    with_sidecars,
+)  # fmt: skip
 
 SHARES = (0.25, 0.5, 0.75)
 """Of the fine-tuned model, in the models between it and the start."""
@@ -67,29 +77,18 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = options_parser(__doc__)
     parser.add_argument("--mosaics", help="shards of benchmarks.mosaics; default: the embedded scenes")
     parser.add_argument("--photos", help="shards of the photos that they are made of, to pretrain on")
     parser.add_argument(
         "--scenes", default="datasets/scenes", help="where the embedded scenes are, or are made"
     )
     parser.add_argument("--model", default="scenes", help="a name in conf/model")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--pretrain", type=int, default=19_200, help="images")
     parser.add_argument("--samples", type=int, default=3_200, help="images of a fine-tuning")
     parser.add_argument("--lr", type=float, default=3e-4, help="of fine-tuning")
     parser.add_argument("--recipes", nargs="+", choices=recipes.names(), default=recipes.names())
-    parser.add_argument(
-        "--sidecars", nargs="+", default=[], metavar="RECIPE=STORE", help="for those that read"
-    )
-    parser.add_argument(
-        "--overrides", nargs="+", default=[], metavar="KEY=VALUE", help="of train.py, for all"
-    )
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at once, each on its share of cores")
-    parser.add_argument("--report", action="store_true", help="train nothing, show what there is")
     parser.add_argument("--runs", type=Path, default=Path("runs/finetuning"))
-    parser.add_argument("--out", type=Path, default=Path("docs"))
-    parser.add_argument("--markdown", type=Path, default=Path("docs/recipes.md"), help="has marks")
     return parser.parse_args()
 
 

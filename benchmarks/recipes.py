@@ -24,7 +24,7 @@ from longclip import recipes
 
 from . import documents
 from .recipe_costs import Cost, cost
-from .trainings import Found, Job, cell, collect, curve, directory, run_all, with_sidecars
+from .trainings import Found, Job, cell, collect, curve, directory, options_parser, run_all, with_sidecars
 
 Variants = Mapping[str, Sequence[str]]
 """Name -> overrides of train.py."""
@@ -82,23 +82,12 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = options_parser(__doc__)
     parser.add_argument("--samples", type=int, default=14_400, help="images of a run at equal steps")
     parser.add_argument("--recipes", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--steps-only", action="store_true", help="no runs at equal FLOPs")
-    parser.add_argument(
-        "--sidecars", nargs="+", default=[], metavar="RECIPE=STORE", help="for those that read"
-    )
-    parser.add_argument(
-        "--overrides", nargs="+", default=[], metavar="KEY=VALUE", help="of train.py, for all"
-    )
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at once, each on its share of cores")
-    parser.add_argument("--report", action="store_true", help="train nothing, show what there is")
     parser.add_argument("--data", default="datasets/scenes")
     parser.add_argument("--runs", type=Path, default=Path("runs/recipes"))
-    parser.add_argument("--out", type=Path, default=Path("docs"))
-    parser.add_argument("--markdown", type=Path, default=Path("docs/recipes.md"), help="has marks")
     return parser.parse_args()
 
 

@@ -7,6 +7,7 @@ started again; one that fails is named and the others go on without it.
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -36,6 +37,20 @@ class Job(NamedTuple):
     run: Path
     overrides: Sequence[str]
     samples: int
+
+
+def options_parser(doc: str | None) -> argparse.ArgumentParser:
+    """What every comparison of trainings can be told; `doc` is that of its module."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    add = parser.add_argument
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--sidecars", nargs="+", default=[], metavar="RECIPE=STORE", help="for those that read")
+    add("--overrides", nargs="+", default=[], metavar="KEY=VALUE", help="of train.py, for all")
+    add("--jobs", type=int, default=1, help="trainings at once, each on its share of cores")
+    add("--report", action="store_true", help="train nothing, show what there is")
+    add("--out", type=Path, default=Path("docs"))
+    add("--markdown", type=Path, default=Path("docs/recipes.md"), help="has marks")
+    return parser
 
 
 def run_all(jobs: Sequence[Job], at_once: int) -> Found:
