@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from open_clip.tokenizer import SimpleTokenizer
 
-from longclip.tokens import Packed, Tokenizer, pack, stored, unpack
+from longclip.tokens import Packed, Tokenizer, joined, pack, stored, unpack
 from longclip.types import Ids, Text
 
 from .data_synthetic import captions
@@ -73,10 +73,7 @@ def _ids(texts: list[str], tokenizer: Tokenizer) -> list[Ids]:
 
 def _joined(sentences: list[Ids]) -> list[Text]:
     """The long caption and its sentences."""
-    whole = sentences[0][:]
-    for sentence in sentences[1:]:
-        whole += sentence
-    return [Text(whole), *map(Text, sentences)]
+    return [Text(joined(sentences)), *map(Text, sentences)]
 
 
 def _stored(sentences: list[str], tokenizer: Tokenizer) -> Stored:

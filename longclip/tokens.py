@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike
 from open_clip import tokenizer as clip_text
 from torch import Tensor
 
-from longclip.types import Ids, Text, UserError
+from longclip.types import NO_IDS, Ids, Text, UserError
 
 CACHE_LIMIT = 2**17  # chunks per process, about 25 MB
 CACHED_LENGTH = 40  # longer chunks are links or scripts without spaces: they hardly come again
@@ -143,6 +143,15 @@ def pack(texts: Sequence[Sequence[Text | None]], tokenizer: Tokenizer, limit: in
         int(lengths_BK.max(initial=0)),
         int(withheld_BK.sum()),
     )
+
+
+def joined(parts: Iterable[Ids]) -> Ids:
+    """Ids of several texts, end to end."""
+    left = iter(parts)
+    whole = next(left, NO_IDS)[:]
+    for part in left:
+        whole += part
+    return whole
 
 
 def stored(ids: bytes, counts: Iterable[int], tokenizer: Tokenizer | None = None) -> list[Ids]:

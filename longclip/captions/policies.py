@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from longclip.types import NO_IDS, Caption, Ids, Sentence, Text, UserError
+from longclip.tokens import joined
+from longclip.types import Caption, Ids, Sentence, Text, UserError
 
 Sources = str | Sequence[str] | None
 """Which captions a policy looks at: one source, several, or None for all of an image's."""
@@ -187,13 +188,7 @@ def admitted(captions: Sequence[Caption], source: Sources) -> Sequence[Caption]:
 
 
 def ids(sentences: Iterable[Sentence]) -> Ids:
-    whole: Ids | None = None
-    for sentence in sentences:
-        if whole is None:
-            whole = sentence.ids[:]
-        else:
-            whole += sentence.ids
-    return NO_IDS if whole is None else whole
+    return joined(sentence.ids for sentence in sentences)
 
 
 def text(sentences: Sequence[Sentence]) -> Text:
