@@ -127,9 +127,9 @@ def pack(texts: Sequence[Sequence[Text | None]], tokenizer: Tokenizer, limit: in
         if text is None:
             counts.append(-extra)  # so that its length is 0
             continue
-        ids = text.ids
-        counts.append(len(ids))
-        tokens += ids if len(ids) <= kept else ids[:kept]
+        ids, count = text.ids, len(text.ids)
+        counts.append(count)
+        tokens += ids if count <= kept else ids[:kept]
         tokens += seam
     del tokens[len(tokens) - len(prefix) :]
     counts_BK = np.array(counts, np.int32).reshape(shape)
