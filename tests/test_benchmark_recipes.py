@@ -48,7 +48,7 @@ def photos(tmp_path):
 
 def test_a_dearer_recipe_affords_fewer_images_in_whole_batches():
     assert recipes.affordable(LONG, DEAR, 14_400) == 9_600
-    assert recipes.affordable(LONG, LONG._replace(loss=110.0), 14_400) == 14_400, "within 5 %"
+    assert recipes.affordable(LONG, LONG._replace(loss=110.0), 14_400) == 14_400, "within 15 %"
     assert recipes.affordable(LONG, LONG._replace(images=128), 14_400) == 28_800, "an image counts"
 
 
