@@ -8,7 +8,7 @@ Every run is `python train.py recipe=... seed=...`; one that is there is not rep
 FLOPs of a step are those of `benchmarks.recipe_costs` for the scenes' model and captions, loss and heads
 included: a recipe that costs more or less than `long` trains once more, on as many images as `long`'s FLOPs
 pay for. A recipe that reads a side-car takes part where --sidecars RECIPE=STORE names one. Those that need
-weights to begin with are left to `benchmarks.finetuning`, and so are two that are `long` where images have one caption.
+weights to begin with are left to `benchmarks.finetuning`; two are `long` where an image has one caption.
 Writes docs/recipes.json, docs/recipes.png and the table in docs/recipes.md.
 """
 
