@@ -84,7 +84,7 @@ def _options() -> argparse.Namespace:
         "--scenes", default="datasets/scenes", help="where the embedded scenes are, or are made"
     )
     parser.add_argument("--model", default="scenes", help="a name in conf/model")
-    parser.add_argument("--pretrain", type=int, default=19_200, help="images")
+    parser.add_argument("--pretrain", type=int, default=19_200, help="images; 38,400 are few for photos")
     parser.add_argument("--samples", type=int, default=3_200, help="images of a fine-tuning")
     parser.add_argument("--lr", type=float, default=3e-4, help="of fine-tuning")
     parser.add_argument("--recipes", nargs="+", choices=recipes.names(), default=recipes.names())
@@ -97,9 +97,10 @@ def _setting(options: argparse.Namespace) -> Setting:
     if options.mosaics is None:
         every += [f"data.root={options.scenes}", "benchmark=compared"]
         return Setting("scenes", every, [*every, *SHORT, short])
-    tuning = ["data=shards", f"data.root={options.mosaics}", "data.judge=[heldout]", "benchmark=mosaics"]
-    photos = ["data=shards", f"data.root={options.photos}", "data.judge=[dev]", "benchmark=shards"]
-    return Setting("mosaics", [*every, *tuning], [*every, *photos, "recipe=captions", short])
+    judged = ["benchmark=mosaics", "data.judge=[heldout,photos]"]
+    tuning = ["data=shards", f"data.root={options.mosaics}", *judged]
+    photos = ["experiment=flickr8k", f"data.root={options.photos}"]
+    return Setting("mosaics", [*every, *tuning], [*every, *photos, short])
 
 
 def _jobs(options: argparse.Namespace, setting: Setting, pretrained: Path) -> Iterator[Job]:

@@ -18,6 +18,8 @@ directions. All others are points above or below it, mean over seeds (lowest to 
 cut at 40 tokens. Lost to order: points of R@1 that go when the first sentence moves to place 4, and when all
 are shuffled, mean of both. Half way: the mean of the weights of the start and of the first seed's model."""
 
+PHOTOS = "Photos: R@10 of single photos by single captions, which the model was pretrained on."
+
 Between = dict[str, dict[str, Numbers]]
 """Recipe -> share of the fine-tuned model -> what the model between it and the start was judged to be."""
 
@@ -33,10 +35,12 @@ class Told(NamedTuple):
 def columns(benchmark: str) -> dict[str, tuple[str, ...]]:
     """Column -> the numbers that it is the mean of."""
     ways = ("i2t_r1", "t2i_r1")
+    photos = tuple(f"mosaics/photos/captions/{way}" for way in ("i2t_r10", "t2i_r10"))
     return {
         "long": tuple(f"{benchmark}/long/{way}" for way in ways),
         "brief": tuple(f"{benchmark}/length/40/{way}" for way in ways),
         "first sentence": tuple(f"{benchmark}/short/{way}" for way in ways),
+        **({"photos": photos} if benchmark == "mosaics" else {}),
         "lost to order": tuple(f"{benchmark}/diagnostics/order/{d}/lost" for d in ("moved", "shuffled")),
         "swaps": (f"{benchmark}/swaps/accuracy",),
         "pointing": (f"{benchmark}/pointing/accuracy",),
@@ -54,7 +58,8 @@ def markdown(benchmark: str, told: Told) -> str:
         ways = [cell(half, parts[part], told.start) for part in ("long", "brief")]
         lines.append([name, *(cell(seeds, names, told.start) for names in parts.values()), *ways])
     picture = f"![R@1 of brief and of whole captions, recipe by recipe](finetuning-{benchmark}.png)"
-    return "\n\n".join([documents.table(head, lines), TELLS, picture])
+    tells = f"{TELLS} {PHOTOS}" if "photos" in parts else TELLS
+    return "\n\n".join([documents.table(head, lines), tells, picture])
 
 
 def _mean(seeds: Iterable[Numbers], names: Sequence[str]) -> float:

@@ -2,11 +2,12 @@
 
     longclip shards flickr8k.tar --layout jsonl --out datasets/flickr8k
     python -m benchmarks.mosaics datasets/flickr8k --out datasets/mosaics
-    python train.py data=shards data.root=datasets/mosaics 'data.judge=[heldout]' benchmark=mosaics
+    python train.py data=shards data.root=datasets/mosaics 'data.judge=[heldout,photos]' benchmark=mosaics
 
 In: shards of photos with captions, in two splits. Out: shards of mosaics, `train` and `heldout`, which share
-no photo. People wrote every sentence, and of each it is known where in the picture it is true: what real
-paragraphs do not tell. But nobody describes a picture like this, so results on it are told as composed.
+no photo, and `photos`, those of `heldout` as they are: what a model knew before it learnt mosaics. People
+wrote every sentence, and of each it is known where in the picture it is true: what real paragraphs do not
+tell. But nobody describes a picture like this, so results on it are told as composed.
 
 A mosaic is a pure function of (seed, split, number). `--captions` of each photo's captions are shown, in an
 order that mixes the photos: a paragraph of eight sentences is some 110 tokens long.
@@ -47,6 +48,12 @@ def main() -> None:
         )
         told = shards.write(composed, options.out / split, tokenizer_hash=tokenizer.name_hash)
         print(f"{options.out / split}: {told.samples} mosaics of {len(photos)} photos")
+    single = Dataset(options.photos / options.heldout_split)
+    shards.write(
+        (single.record(index) for index in range(len(single))),
+        options.out / "photos",
+        tokenizer_hash=tokenizer.name_hash,
+    )
 
 
 def _options() -> argparse.Namespace:

@@ -61,7 +61,7 @@ def test_only_recipes_of_another_cost_are_trained_at_equal_flops(tmp_path):
         list(recipes.at_equal_flops(variants, costs, 1, options)),
     )
     assert (equal.run.name, equal.samples) == ("long-seed1", 6_400)
-    assert (paid.run.name, paid.samples) == ("flair-x-flops-seed1", 4_288)
+    assert (paid.run.name, paid.samples) == ("flair-x-flops-seed1", 4_256)
     assert {"recipe=flair", "data.root=d", "a=b"} <= set(paid.overrides)
 
 
@@ -206,6 +206,28 @@ def test_mosaics_depend_on_seed_and_number_alone(photos):
 
     assert made("0/train", 3)[:2] == made("0/train", 2)
     assert [r.captions for r in made("0/train", 4)] != [r.captions for r in made("1/train", 4)]
+
+
+def test_beside_mosaics_lie_the_photos_that_they_are_judged_on(photos, tmp_path, monkeypatch):
+    command = f"mosaics {photos} --out {tmp_path / 'out'} --train 2 --heldout 1 --size 40"
+    monkeypatch.setattr("sys.argv", command.split())
+    mosaics.main()
+    made = {split: Dataset(tmp_path / "out" / split) for split in ("train", "heldout", "photos")}
+    assert [len(data) for data in made.values()] == [2, 1, len(COLOURS)]
+    assert made["photos"].record(1) == Dataset(photos / "dev").record(1)
+
+
+def test_only_mosaics_have_photos_to_forget():
+    start = {"scenes/long/i2t_r1": 1.0, "scenes/long/t2i_r1": 1.0}
+    assert "photos" not in gains.columns("scenes")
+    assert "Photos" not in gains.markdown("scenes", gains.Told(start, {}, {}))
+    assert "| photos |" in gains.markdown("mosaics", gains.Told({}, {}, {}))
+
+
+def test_recipes_that_need_weights_are_not_begun_from_random_ones():
+    beginners = recipes.beginners()
+    assert {"long", "flair", "mobileclip2"} <= set(beginners)
+    assert not {"lit", "lora", "longpo", "robust", "tulip", "clipmoe", "captions"} & set(beginners)
 
 
 def test_too_few_photos_make_no_mosaic(tmp_path):
