@@ -9,7 +9,7 @@ the photos that a folder of mosaics is made of (`benchmarks.mosaics`). Its posit
 tokens, and every recipe trains on long captions from there, all on the same images in the same order.
 Told are what is gained on long captions and lost on brief ones, and both for models on the way from the start
 to the fine-tuned one (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903; `longclip average`).
-A run that is there is not repeated. Writes docs/finetuning-NAME.{json,png} and the table in docs/recipes.md.
+A run that is there is not repeated. Writes docs/finetuning-NAME.{json,png} and the table in docs/results.md.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ FLOPs of a step are those of `benchmarks.recipe_costs` for the scenes' model and
 included: a recipe that costs more or less than `long` trains once more, on as many images as `long`'s FLOPs
 pay for. A recipe that reads a side-car takes part where --sidecars RECIPE=STORE names one. Those that need
 weights to begin with are left to `benchmarks.finetuning`; two are `long` where an image has one caption.
-Writes docs/recipes.json, docs/recipes.png and the table in docs/recipes.md.
+Writes docs/recipes.json, docs/recipes.png, docs/recipes-lengths.png and the table in docs/results.md.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from eval.report import plot_lengths
 from longclip import recipes
 
-from . import documents
+from . import documents, side_by_side
 from .recipe_costs import Cost, cost
 from .trainings import Found, Job, cell, collect, curve, directory, options_parser, run_all, with_sidecars
 
@@ -69,6 +69,17 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 """Column -> the numbers that it is the mean of."""
 
+PANELS = {
+    "R@1, whole captions": LONG,
+    "R@1, cut at 40 tokens": COLUMNS["brief"],
+    "R@1 among distractors": COLUMNS["distractors"],
+    "swaps told apart": COLUMNS["swaps"],
+    "pointing": COLUMNS["pointing"],
+}
+
+CURVES = ("clip", "long", "mix", "longclip", "debias", "dreamlip", "betaclip", "hn", "grounded")
+"""In the picture of lengths: more lines cannot be told apart."""
+
 TELLS = """R@1 in %, mean over seeds (lowest to highest), of both directions where it does not say which.
 Brief: the caption cut at 40 tokens. Lost to order: points of R@1 that go when the first sentence moves to
 place 4, and when all are shuffled, mean of both. Effective length: tokens at which 95 % of the R@1 at 248 are
@@ -88,9 +99,10 @@ def main() -> None:
     told = {"steps": found, "flops": paid, "costs": {name: one._asdict() for name, one in costs.items()}}
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "recipes.json").write_text(json.dumps(told, indent=1) + "\n")
-    curves = {name: curve(seeds, "scenes") for name, seeds in found.items()}
+    curves = {name: curve(found[name], "scenes") for name in CURVES if name in found}
     means, spreads = ({name: one[part] for name, one in curves.items()} for part in (0, 1))
-    plot_lengths(means, options.out / "recipes.png", spreads)
+    plot_lengths(means, options.out / "recipes-lengths.png", spreads)
+    side_by_side.plot(found, paid, PANELS, options.out / "recipes.png")
     documents.replace(options.markdown, "scenes", text)
     print(text)
 
@@ -140,17 +152,14 @@ def markdown(found: Found, paid: Found, images: Mapping[str, int], costs: Mappin
     """Every variant at equal steps, by R@1 of whole captions, and that R@1 at equal FLOPs."""
     head = ["recipe", *COLUMNS, "effective length", "MFLOP an image", "images", "long at equal FLOPs"]
     lines = []
-    for name, seeds in sorted(found.items(), key=lambda pair: -_long(pair[1])):
+    for name in side_by_side.ranked(found, LONG):
+        seeds = found[name]
         cells = [cell(seeds, numbers) for numbers in COLUMNS.values()]
         equal = cell(paid.get(name, seeds), LONG)
         spent = costs[name].flops / costs[name].images / 1e6
         lines.append([name, *cells, f"{_effective(seeds):.0f}", f"{spent:.0f}", f"{images[name]:,}", equal])
     chance = cell(next(iter(found.values()), {}), "scenes/pointing/chance")
     return "\n\n".join([documents.table(head, lines), f"{TELLS} Pointing by chance: {chance}."])
-
-
-def _long(seeds: Mapping[int, Mapping[str, float]]) -> float:
-    return sum(sum(numbers[name] for name in LONG) for numbers in seeds.values()) / len(seeds)
 
 
 def _effective(seeds: Mapping[int, dict[str, float]]) -> float:

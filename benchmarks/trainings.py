@@ -49,7 +49,7 @@ def options_parser(doc: str | None) -> argparse.ArgumentParser:
     add("--jobs", type=int, default=1, help="trainings at once, each on its share of cores")
     add("--report", action="store_true", help="train nothing, show what there is")
     add("--out", type=Path, default=Path("docs"))
-    add("--markdown", type=Path, default=Path("docs/recipes.md"), help="has marks")
+    add("--markdown", type=Path, default=Path("docs/results.md"), help="has marks")
     return parser
 
 

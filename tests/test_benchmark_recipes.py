@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks import documents, finetuning, gains, mosaics, recipe_costs, recipes, trainings
+from benchmarks import documents, finetuning, gains, mosaics, recipe_costs, recipes, side_by_side, trainings
 from benchmarks.recipe_costs import Cost
 from benchmarks.trainings import Job, cell
 from longclip import callbacks
@@ -217,6 +217,15 @@ def test_beside_mosaics_lie_the_photos_that_they_are_judged_on(photos, tmp_path,
     assert made["photos"].record(1) == Dataset(photos / "dev").record(1)
 
 
+def test_recipes_are_drawn_best_first_with_and_without_runs_at_equal_flops(tmp_path):
+    found = {"low": {0: {"a": 1.0, "b": 3.0}}, "high": {0: {"a": 5.0, "b": 5.0}, 1: {"a": 9.0, "b": 9.0}}}
+    assert side_by_side.ranked(found, ("a", "b")) == ["high", "low"]
+    assert side_by_side.seeds(found["high"], ("a",)) == [5.0, 9.0]
+    side_by_side.plot(found, {"low": {0: {"a": 2.0}}}, {"A": ("a",), "C": ("c",)}, tmp_path / "p.png")
+    with Image.open(tmp_path / "p.png") as drawn:
+        assert min(drawn.size) > 100
+
+
 def test_only_mosaics_have_photos_to_forget():
     start = {"scenes/long/i2t_r1": 1.0, "scenes/long/t2i_r1": 1.0}
     assert "photos" not in gains.columns("scenes")
@@ -236,9 +245,10 @@ def test_too_few_photos_make_no_mosaic(tmp_path):
         next(mosaics.compose(Dataset(tmp_path / "few"), "0", 1, 1, 40, default_tokenizer()))
 
 
-def test_the_page_has_marks_for_every_table():
-    for name in ("costs", "scenes", "finetuning-scenes", "finetuning-mosaics"):
-        documents.read(ROOT / "docs" / "recipes.md", name)
+def test_pages_have_marks_for_every_table():
+    documents.read(ROOT / "docs" / "recipes.md", "costs")
+    for name in ("scenes", "finetuning-scenes", "finetuning-mosaics"):
+        documents.read(ROOT / "docs" / "results.md", name)
 
 
 def test_sentences_of_photos_end_with_one_stop():
