@@ -29,7 +29,7 @@ SURVIVED = {
 }
 """Kind -> what the run does about it."""
 
-MUST = (ONE, ALL, AGAIN, TORN, FULL, TERM)
+MUST = (ONE, AGAIN, TORN, ALL, FULL, TERM)
 """The order in which kinds are taken into a short soak."""
 
 EARLY = 0.1

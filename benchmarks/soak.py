@@ -2,6 +2,7 @@
 
     python -m benchmarks.soak --minutes 45              # the first 15 or so are for the calm run
     python -m benchmarks.soak --minutes 2 --seed 7 --json soak.json
+    python -m benchmarks.soak --minutes 0               # three faults, as soon as they can be done
 
 Ranks are killed (one, all) or asked to stop (SIGTERM, SIGUSR1), in a long soak also while they start;
 checkpoints are torn, the disk is full, the server of shards fails requests throughout. Each time the run
@@ -35,7 +36,7 @@ from .witness import joined, read
 
 GAP = 8.0  # seconds of steps between two faults, where there is time for them
 ENDING = 3.0  # seconds from a fault to the end of both processes, about
-FEWEST = 4  # faults: a rank killed, all killed, SIGUSR1, a torn checkpoint
+FEWEST, SHORTEST = 3, 3  # faults (a rank killed, SIGUSR1, all killed and a checkpoint torn), epochs
 
 
 class Pace(NamedTuple):
@@ -43,7 +44,6 @@ class Pace(NamedTuple):
 
     start: float  # seconds until the first step, and from the last to the end
     step: float
-    room: int  # bytes of a checkpoint
 
 
 class Report(NamedTuple):
@@ -80,17 +80,18 @@ def main() -> None:
 
 
 def soak(folder: Path, minutes: float, seed: int) -> Report:
-    """A short calm run for the pace, a calm run, and the same under faults, in about so many minutes."""
-    began = time.time()
+    """A calm run, and the same under faults; a short one before it tells what fits into so many minutes."""
+    began, pace, (count, steps) = time.time(), Pace(0, 0), (FEWEST, SHORTEST * EPOCH)
     keys = prepare(folder, seed)
     with FlakyServer(folder / "data", seed) as server:
-        pace = _pace(Run(folder / "pace", folder, EPOCH, server.url, folder / "model"))
-        count, steps = plan(60 * minutes - (time.time() - began), pace)
+        if minutes:
+            pace = _pace(Run(folder / "pace", folder, EPOCH, server.url, folder / "model"))
+            count, steps = plan(60 * minutes - (time.time() - began), pace)
         print(f"soak: {steps} steps, {count} faults; {pace.start:.1f} s a start, {pace.step:.3f} s a step")
         calm = Run(folder / "calm", folder, steps, server.url, folder / "model")
         calm_seconds = calm.finish()
         faults = schedule(seed, count, steps, pace.start, 2 * EVERY)
-        small = disk(folder / "disk", 4 * pace.room + 2**25)
+        small = disk(folder / "disk", 4 * _room(calm) + 2**25)
         run = Run(folder / "struck", folder / "disk", steps, server.url, folder / "model")
         ends, since, server.faulty = [], time.time(), True
         try:
@@ -123,15 +124,19 @@ def plan(seconds: float, pace: Pace) -> tuple[int, int]:
     left = seconds - 2 * pace.start
     count = max(int(left / (fault + 2 * GAP)), FEWEST)
     steps = (left - count * fault) / 2 / pace.step
-    return count, max(round(steps / EPOCH), 3) * EPOCH
+    return count, max(round(steps / EPOCH), SHORTEST) * EPOCH
 
 
 def _pace(run: Run) -> Pace:
     whole, lines = run.finish(), read(run.witnesses / "0001-0.jsonl")
     step = statistics.median(after.time - before.time for before, after in pairwise(lines))
+    return Pace(whole - step * EPOCH, step)
+
+
+def _room(run: Run) -> int:
+    """Bytes of a checkpoint."""
     files = list(run.folder.rglob("*.safetensors"))
-    room = sum(path.stat().st_size for path in files) // len({path.parent for path in files})
-    return Pace(whole - step * EPOCH, step, room)
+    return sum(path.stat().st_size for path in files) // len({path.parent for path in files})
 
 
 def _tell(ended: Ended, run: Run, since: float) -> None:
@@ -170,7 +175,9 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.soak", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--minutes", type=float, default=2.0, help="of everything, the calm run included")
+    parser.add_argument(
+        "--minutes", type=float, default=2.0, help="of everything, the calm run included; 0: as few as can be"
+    )
     parser.add_argument("--seed", type=int, help="of the faults; by default another one each time")
     parser.add_argument("--json", type=Path, help="write the report there, too")
     return parser.parse_args()
