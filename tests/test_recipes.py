@@ -24,6 +24,8 @@ def test_every_recipe_opens_with_its_paper_what_it_needs_costs_and_what_goes_wro
     assert recipe.terms, f"{path.name} has no terms"
     assert 3 < len(recipe.method) < 90, "a row of the list names it"
     assert 10 < len(recipe.data) < 140, "and says what to have"
+    deep = re.findall(r"longclip\.(?:captions|objectives)\.\w+\.\w+", path.read_text())
+    assert not deep, "parts are named as their package exports them"
 
 
 def test_a_header_may_wrap_and_keeps_its_paragraphs_apart(tmp_path):

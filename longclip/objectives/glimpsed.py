@@ -29,7 +29,7 @@ class Glimpsed(Term):
         if term.needs:
             raise UserError(
                 f"Glimpsed hides patches from a term on global features, and {type(term).__name__} reads "
-                f"{', '.join(sorted(term.needs))}; give it longclip.objectives.contrastive.Contrastive, say"
+                f"{', '.join(sorted(term.needs))}; give it longclip.objectives.Contrastive, say"
             )
         self.term = term
 
