@@ -3,8 +3,9 @@
     report = embed("ViT-L-14/openai", Path("datasets/mine/train"), Path("datasets/mine/teacher"))
 
 In: any model that opens, shards. Out: a column of image embeddings, one of caption embeddings for each source
-of captions, and the temperature that the model compares them at. Images are read and decoded by threads ahead
-of the model; a damaged one is left out, as training leaves it out.
+of captions, and the temperature that the model compares them at. Or images alone, for a run whose image tower
+stays as it is (`towers.cached`). Images are read and decoded by threads ahead of the model; a damaged one is
+left out, as training leaves it out.
 """
 
 from __future__ import annotations
@@ -16,18 +17,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from . import models
 from .captions import Groups, Whole
 from .captions.policies import admitted
 from .data.faults import Damaged
 from .data.images import EvalTransform
-from .data.loading import collate, pixels
+from .data.loading import pixels
 from .data.module import transform_of
 from .data.sidecars.table import Row
 from .data.sidecars.writer import Encoder, SidecarReport, write_rows
 from .data.tars.dataset import Dataset
 from .data.tars.retry import shown
+from .tokens import pack
+from .towers.answers import embed_texts
+from .towers.cached import encode_unprojected
 from .towers.clip import DualTower
 from .types import Record, Sample, UserError
 
@@ -57,6 +62,8 @@ def embed(
     sources: Sequence[str] = (),
     device: str | None = None,
     batch_size: int = 64,
+    images_only: bool = False,
+    before_projection: bool = False,
 ) -> EmbedReport:
     """Write a side-car of one model's embeddings, L2-normalised float32.
 
@@ -68,10 +75,13 @@ def embed(
         name: of the columns: NAME_image, NAME_text, or NAME_text_SOURCE where there are several sources.
         sources: whose captions are embedded; none: the one that an image has.
         device: torch's name; None: a GPU where there is one.
+        images_only: no captions, whatever there are.
+        before_projection: images only, as the last matrix of their tower meets them: NAME_unprojected in the
+            place of NAME_image, not normalised.
 
     Raises:
         UserError: no such model, shards or source; the folder exists; an image has several captions that a
-            column could hold.
+            column could hold; the image tower has no such matrix.
     """
     tower = (
         DualTower(models.load(model)).to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
@@ -80,14 +90,35 @@ def embed(
     columns: dict[str, str | None] = {f"{name}_text_{source}": source for source in sources}
     if len(sources) < 2:
         columns = {f"{name}_text": sources[0] if sources else None}
+    if images_only or before_projection:
+        if sources:
+            raise UserError(
+                f"--source {sources[0]} names captions, and only images are asked for: leave it out"
+            )
+        columns = {}
+    look = _Look(tower, f"{name}_{'unprojected' if before_projection else 'image'}", before_projection)
     reader = _Reader(data, columns, transform_of(tower.preprocess_cfg))
     reader.check_sources()
-    kinds = dict.fromkeys([f"{name}_image", *columns], "vector")
+    kinds = dict.fromkeys([look.column, *columns], "vector")
     encoder = Encoder(shown(data.url), "key", kinds, tower.tokenizer, "syntok")
-    written = write_rows(_rows(tower, reader, name, batch_size, progress), out, encoder)
+    written = write_rows(_rows(look, reader, batch_size, progress), out, encoder)
     scale = float(tower.backbone.logit_scale.detach().exp())
     context, damaged = tower.context_length, len(data) - written.rows
-    return EmbedReport(written, f"{name}_image", list(columns), scale, context, damaged)
+    return EmbedReport(written, look.column, list(columns), scale, context, damaged)
+
+
+class _Look(NamedTuple):
+    """How a model sees images."""
+
+    tower: DualTower
+    column: str
+    before_projection: bool
+
+    def __call__(self, pixels_BCHW: Tensor) -> Tensor:
+        if not self.before_projection:
+            return self.tower.encode_image(pixels_BCHW)
+        visual = self.tower.backbone.visual
+        return encode_unprojected(visual, self.tower.normalise(pixels_BCHW)).float()
 
 
 class _Reader:
@@ -96,7 +127,7 @@ class _Reader:
     def __init__(self, data: Dataset, sources: dict[str, str | None], transform: EvalTransform) -> None:
         self.data, self.sources, self.transform = data, sources, transform
         policies = {column: Whole(source) for column, source in sources.items()}
-        self.groups = Groups(policies, seed=0, shuffle=False)
+        self.groups = Groups(policies, seed=0, shuffle=False) if policies else None
 
     def check_sources(self) -> None:
         """Raise UserError where a source has written nothing: a misspelt name would show after hours."""
@@ -144,31 +175,38 @@ class _Reader:
             image_CHW = self.transform(pixels(self.data, index, record))
         except Damaged:
             return None
-        return Sample(record.key, image_CHW, self.groups.show(record.captions, record.key, epoch=0))
+        texts = self.groups.show(record.captions, record.key, epoch=0) if self.groups else ()
+        return Sample(record.key, image_CHW, texts)
 
 
 def _rows(
-    tower: DualTower, reader: _Reader, name: str, batch_size: int, progress: Callable[[int, int], object]
+    look: _Look, reader: _Reader, batch_size: int, progress: Callable[[int, int], object]
 ) -> Iterator[Row]:
     """Of each sample that can be used, its key and embeddings; None where there is no caption."""
     done, total = 0, len(reader.data)
     for batch in reader.ahead(batch_size):
         done += len(batch)
         samples = [sample for sample in batch if sample is not None]
-        yield from _embedded(tower, samples, name, list(reader.sources)) if samples else ()
+        yield from _embedded(look, samples, list(reader.sources)) if samples else ()
         progress(done, total)
 
 
 @torch.no_grad()
-def _embedded(tower: DualTower, samples: Sequence[Sample], name: str, columns: Sequence[str]) -> list[Row]:
-    batch = collate(samples, tower.tokenizer)
-    device = tower.backbone.logit_scale.device
-    found = tower(batch._replace(tokens_T=batch.tokens_T.to(device)), {})
-    image_BE, text_BKE, mask_BK = found.image_BE.cpu(), found.text_BKE.cpu(), found.mask_BK.cpu()
-    if not image_BE.isfinite().all() or not text_BKE.isfinite().all():
+def _embedded(look: _Look, samples: Sequence[Sample], columns: Sequence[str]) -> list[Row]:
+    image_BF = look(torch.stack([sample.image_CHW for sample in samples])).cpu()
+    text_BKE, mask_BK = _texts(look.tower, samples) if columns else (torch.zeros(0), torch.zeros(0))
+    if not image_BF.isfinite().all() or not text_BKE.isfinite().all():
         raise UserError("the model's embeddings are not finite: it diverged; take an earlier checkpoint")
     rows: list[Row] = []
     for b, sample in enumerate(samples):
         texts = {c: text_BKE[b, k].numpy() if mask_BK[b, k] else None for k, c in enumerate(columns)}
-        rows.append((b, {"key": sample.key, f"{name}_image": image_BE[b].numpy(), **texts}))
+        rows.append((b, {"key": sample.key, look.column: image_BF[b].numpy(), **texts}))
     return rows
+
+
+def _texts(tower: DualTower, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+    """text_BKE and mask_BK of their captions, on the host."""
+    packed = pack([sample.texts for sample in samples], tower.tokenizer)
+    tokens_T = packed.tokens_T.to(tower.backbone.logit_scale.device)
+    text_BKE = embed_texts(tower, tokens_T, packed.lengths_BK.numpy(), frozenset()).text_BKE
+    return text_BKE.cpu(), packed.lengths_BK > 0

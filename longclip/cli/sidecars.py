@@ -35,6 +35,11 @@ def embed_command(commands: Any) -> None:
         "--source", dest="sources", action="append", default=[], metavar="NAME",
         help="whose captions, where an image has several; can be given again, for a column each",
     )  # fmt: skip
+    embed.add_argument("--images-only", action="store_true", help="no captions: for model.cached.image")
+    embed.add_argument(
+        "--before-projection", action="store_true",
+        help="images only, as their tower's last matrix meets them: model.cached.image, recipe=projectors",
+    )  # fmt: skip
     embed.add_argument("--device", help="default: a GPU where there is one")
     embed.add_argument("--batch-size", type=int, default=64, help="images embedded at once; default: 64")
     embed.set_defaults(run=_embed)
@@ -92,9 +97,17 @@ def _embed(options: argparse.Namespace) -> None:
             sources=options.sources,
             device=options.device,
             batch_size=options.batch_size,
+            images_only=options.images_only,
+            before_projection=options.before_projection,
         )
-    columns, (root, _, folder) = [report.image, *report.texts], options.shards.rstrip("/").rpartition("/")
+    root, _, folder = options.shards.rstrip("/").rpartition("/")
+    where = f"data=shards data.root={root or '.'} data.train={folder} data.sidecar.stores=[{options.out}]"
     print(f"{options.out}: {report.written.rows:,} images, {report.damaged:,} damaged ones left out")
+    if not report.texts:
+        recipe = "projectors" if options.before_projection else "lit"
+        print(f"  {report.image}: for runs that begin with the weights of {options.model}")
+        print(f"next: python train.py recipe={recipe} {where} model.cached.image={report.image}")
+        return
     for column in report.texts:
         print(f"  {column}: {report.written.missing[column]:,} images without such a caption")
     print(f"  captions were read up to {report.context_length} tokens")
@@ -102,8 +115,8 @@ def _embed(options: argparse.Namespace) -> None:
     teacher = [f"recipe.terms.distilled.teachers.first.{key}={value}" for key, value in values.items()]
     shown = [f"+recipe.captions.long.source={source}" for source in options.sources[:1]]
     print(
-        f"next: python train.py recipe=mobileclip2 data=shards data.root={root or '.'} data.train={folder} "
-        f"data.sidecar.stores=[{options.out}] data.sidecar.columns=[{','.join(columns)}]",
+        f"next: python train.py recipe=mobileclip2 {where} "
+        f"data.sidecar.columns=[{','.join([report.image, *report.texts])}]",
         *teacher,
         *shown,
     )

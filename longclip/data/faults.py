@@ -30,6 +30,7 @@ class Reason(StrEnum):
     LARGE = "image is too large"
     CAPTION = "caption is missing or empty"
     TWICE = "key comes twice"
+    VECTOR = "stored features are missing or not finite"
 
 
 class Damaged(UserError):  # noqa: N818 - it is what the sample is

@@ -34,6 +34,7 @@ from .watching import watched
 GOLDEN = 0.618  # of an epoch: how far away a sample's stand-in lies
 OTHERS = 8  # stand-ins that are tried
 NOWHERE = (math.nan,) * 4  # the box of a text without
+UNSEEN = torch.empty(3, 0, 0, dtype=torch.uint8)  # an image that is not decoded
 
 
 class Located(Protocol):
@@ -147,6 +148,8 @@ class Samples(torch.utils.data.Dataset[Sample]):
         transform: what every image goes through without `augment`.
         augment: random crops and the like instead, seeded by (seed, pass, key).
         plan: seed and length of the run.
+        cached: a column of `data` that stands for the images: these are not decoded, and a sample without
+            its vector cannot be used.
     """
 
     def __init__(
@@ -157,9 +160,11 @@ class Samples(torch.utils.data.Dataset[Sample]):
         transform: EvalTransform,
         augment: Augment | None,
         plan: Plan,
+        cached: str | None = None,
     ) -> None:
         self.data, self.order, self.groups = data, order, groups
         self.transform, self.augment, self.plan = transform, augment, plan
+        self.cached, self.decoding = cached, cached is None
 
     def __len__(self) -> int:
         return len(self.data)
@@ -170,14 +175,28 @@ class Samples(torch.utils.data.Dataset[Sample]):
         other.transform = self.transform.sized(size)
         return other
 
+    def decoded(self) -> Samples:
+        """The same samples with their images, whatever stands for these."""
+        other = copy.copy(self)
+        other.decoding = True
+        return other
+
     def __getitem__(self, position: int) -> Sample:
         """The sample of a position; raises `Damaged` where it cannot be used."""
         epoch, index = self.order.at(position)
-        record, image_CHW = picture(self.data, index)
-        seen = self.transform, self.augment, f"{self.plan.seed}/{epoch}/{record.key}"
+        record = self.data.record(index)
+        image_CHW = pixels(self.data, index, record) if self.decoding else UNSEEN
+        words = f"{self.plan.seed}/{epoch}/{record.key}"
         texts = self.groups.show(record.captions, record.key, epoch, min(1.0, position / self.plan.samples))
-        texts = framed(texts, image_CHW, *seen)
-        return Sample(record.key, view(image_CHW, *seen), texts, self.data.columns(index), draw(seen[-1]))
+        columns = self.data.columns(index)
+        if self.cached is not None:
+            check_stored(self.cached, columns, record.key)
+        if self.decoding:
+            seen = self.transform, self.augment, words
+            texts, image_CHW = framed(texts, image_CHW, *seen), view(image_CHW, *seen)
+        else:
+            texts = tuple(text and text._replace(box=None) for text in texts)  # in a frame that is not known
+        return Sample(record.key, image_CHW, texts, columns, draw(words))
 
     def or_other(self, position: int, skips: list[Skip]) -> Sample:
         """The sample of a position or, where it is damaged, the next good one of a fixed row of others.
@@ -198,6 +217,16 @@ class Samples(torch.utils.data.Dataset[Sample]):
         raise UserError(f"{OTHERS} samples in a row cannot be used; the last one: {skips[-1].text}")
 
 
+def check_stored(name: str, columns: dict[str, Tensor], key: str) -> None:
+    """Raise `Damaged` where a sample has no vector to stand for its image."""
+    if not columns[name].isfinite().all():
+        raise Damaged(
+            f"sample {key!r} has no finite vector in the column {name!r}, which stands for its image; embed "
+            "its shard again",
+            Reason.VECTOR,
+        )
+
+
 class Fetch(torch.utils.data.Dataset[Batch]):
     """Whole batches by their positions. A user's mistake is a batch with a `fault`, not raised.
 
@@ -205,16 +234,21 @@ class Fetch(torch.utils.data.Dataset[Batch]):
     user sees; `Loader` raises it in the main process.
     """
 
-    def __init__(self, samples: Samples, tokenizer: Tokenizer, curriculum: Curriculum, rank: int) -> None:
+    def __init__(
+        self, samples: Samples, tokenizer: Tokenizer, curriculum: Curriculum, rank: int, first: int = 0
+    ) -> None:
         self.samples, self.tokenizer = samples, tokenizer
-        self.curriculum, self.rank = curriculum, rank
+        self.curriculum, self.rank, self.first = curriculum, rank, first
 
     def __getitem__(self, positions: list[int]) -> Batch:
         skips: list[Skip] = []
         # Every rank has an equal slice: where the global batch begins, and so its stage, is arithmetic.
-        stage = self.curriculum.at(positions[0] - self.rank * len(positions))
+        begin = positions[0] - self.rank * len(positions)
+        stage = self.curriculum.at(begin)
         try:
             shown = self.samples.sized(stage.image_size)
+            if begin == self.first:  # proves that what stands for the images is what the tower says of them
+                shown = shown.decoded()
             samples = [shown.or_other(position, skips) for position in positions]
             return collate(samples, self.tokenizer, stage.context_length)._replace(skips=skips)
         except UserError as error:
@@ -224,7 +258,7 @@ class Fetch(torch.utils.data.Dataset[Batch]):
         """What stands in for a batch that this process cannot have."""
         known = self.samples.data.columns(0).items()
         columns = {name: torch.full_like(value, torch.nan) for name, value in known}
-        slots, size = self.samples.groups.count, self.samples.transform.size
+        slots, size = self.samples.groups.count, self.samples.transform.size * (self.samples.cached is None)
         return blank(count, slots, size, self.tokenizer, columns)._replace(fault=fault)
 
 
@@ -255,7 +289,8 @@ class Loader(torch.utils.data.DataLoader[Batch]):
         workers: int = 0,
         ledger: Ledger | None = None,
     ) -> None:
-        self.fetch, self.ledger = Fetch(samples, tokenizer, curriculum, batches.rank), ledger
+        self.fetch = Fetch(samples, tokenizer, curriculum, batches.rank, batches.start)
+        self.ledger = ledger
         super().__init__(
             self.fetch,
             batch_size=None,

@@ -27,7 +27,7 @@ from .plans.batching import Batches
 from .plans.mixture import Mixture
 from .plans.order import Stream
 from .plans.plan import Plan
-from .sidecars.joining import Join, Joined
+from .sidecars.joining import Join, Joined, carrying
 from .tars.dataset import Dataset
 from .tars.retry import shown
 from .tars.storage import Storage, within
@@ -65,6 +65,8 @@ class DataModule(lightning.LightningDataModule):
         prepare: called as `prepare(root, tokenizer=tokenizer)` to make `root` where it is missing.
         storage: how URLs are read.
         max_faults: share of the samples that may be damaged, and replaced by others, before the run stops.
+        cached: a column of side-cars that stands for the training images, which are then neither decoded nor
+            augmented (all but those of the first batch, by which the towers prove it).
 
     Attributes:
         position: images trained on so far, see `resume`.
@@ -88,6 +90,7 @@ class DataModule(lightning.LightningDataModule):
         prepare: Callable[..., object] | None = None,
         storage: Storage | None = None,
         max_faults: float = 0.001,
+        cached: str | None = None,
     ) -> None:
         super().__init__()
         self.storage, self.ledger = storage or Storage(), Ledger(max_faults)
@@ -95,15 +98,21 @@ class DataModule(lightning.LightningDataModule):
         self.plan, self.workers, self.sidecar = plan, workers, sidecar or Join()
         self.groups, self.tokenizer = groups and groups.reading(tokenizer.ids), tokenizer
         self.transform, self.augment, self.prepare = transform_of(preprocess), augment, prepare
-        self.curriculum = curriculum or Curriculum()
+        self.curriculum, self.cached = curriculum or Curriculum(), cached
+        if cached is not None:
+            self.augment = None
+            self._check_curriculum(cached)
         self.position = self._steps = 0
         self._opened: dict[str, Dataset] = {}
 
     @cached_property
     def corpus(self) -> Corpus:
         """The training data."""
-        parts = self.sources.items()
-        return Corpus({name: Joined(self._open(s.folder), s.sidecar or self.sidecar) for name, s in parts})
+        joins = {
+            name: carrying(source.sidecar or self.sidecar, self.cached)
+            for name, source in self.sources.items()
+        }
+        return Corpus({name: Joined(self._open(self.sources[name].folder), j) for name, j in joins.items()})
 
     @cached_property
     def mixture(self) -> Mixture:
@@ -134,7 +143,8 @@ class DataModule(lightning.LightningDataModule):
 
     def describe(self) -> str:
         """What is read, and from where, in a few words."""
-        return f"{len(self.corpus):,} images in {shown(str(self.root))}"
+        stands = f", not decoded or augmented: {self.cached} stands for them" if self.cached else ""
+        return f"{len(self.corpus):,} images in {shown(str(self.root))}{stands}"
 
     def shown(self, position: int) -> dict[str, int]:
         """Samples of each source before a position; composed batches make it a matter of their pool."""
@@ -193,7 +203,8 @@ class DataModule(lightning.LightningDataModule):
 
     def _samples(self) -> Samples:
         assert self.groups is not None, "these data were opened to judge with"
-        return Samples(self.corpus, self._stream, self.groups, self.transform, self.augment, self.plan)
+        shown_by = self.transform, self.augment
+        return Samples(self.corpus, self._stream, self.groups, *shown_by, self.plan, self.cached)
 
     def _batches(self) -> Batches:
         return self.plan.cut(self._stream, self.corpus, self.position, self._steps)
@@ -201,6 +212,14 @@ class DataModule(lightning.LightningDataModule):
     @cached_property
     def _stream(self) -> Stream:
         return self.plan.stream(self.mixture, self.corpus)
+
+    def _check_curriculum(self, cached: str) -> None:
+        stages = [name for name in ("image_size", "patch_dropout") if getattr(self.curriculum, name)]
+        if stages:
+            raise UserError(
+                f"curriculum.{stages[0]} changes what the image tower sees, and with "
+                f"model.cached.image={cached} it sees nothing: set curriculum.{stages[0]}=null"
+            )
 
     def _open(self, name: str) -> Dataset:
         if name not in self._opened:

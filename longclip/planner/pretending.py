@@ -52,8 +52,9 @@ class Pretence:
 
     @property
     def pixels(self) -> int:
-        """Bytes of one image."""
-        return 3 * self.size**2
+        """Bytes of one image, or of what stands for it."""
+        column = self.tower.cached
+        return 3 * self.size**2 if column is None else 4 * column.width
 
     def parameters(self) -> tuple[int, int, int]:
         """Bytes of all parameters, of those that train, and of the largest of these."""
@@ -104,13 +105,16 @@ class Pretence:
     def _images(self, images: int) -> dict[str, Tensor]:
         """What terms read of the image tower, by its name in `Embeddings`."""
         with self._autocast():
-            image_BE, patches_BPE = embed_images(self.tower, self._pixels(images), self.needs)
+            stored_BF = self._stored(images)
+            image_BE, patches_BPE = embed_images(
+                self.tower, self._pixels(images), self.needs, stored_BF=stored_BF
+            )
             found = {"image_BE": image_BE}
             if patches_BPE is not None:
                 found["patches_BPE"] = patches_BPE
             for start in self.tower.start:
                 with torch.no_grad():
-                    embed_images(start, self._pixels(images), frozenset())
+                    embed_images(start, self._pixels(images), frozenset(), stored_BF=stored_BF)
             if "masked" in self.needs:
                 draws_B = np.zeros(images, np.int64)
                 found["masked_BE"] = embed_masked(self.tower, self._pixels(images), draws_B)
@@ -118,6 +122,11 @@ class Pretence:
 
     def _pixels(self, images: int) -> Tensor:
         return torch.empty(images, 3, self.size, self.size, dtype=torch.uint8)
+
+    def _stored(self, images: int) -> Tensor | None:
+        """What stands for images, where something does."""
+        column = self.tower.cached
+        return None if column is None else torch.empty(images, column.width)
 
     def _texts(self, lengths_BK: NDArray[np.int32]) -> dict[str, Tensor]:
         """The same of the text tower."""

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from ..dist import Gather
 from ..types import Embeddings, Words
+from .cached import project
 from .chunks import Chunk, in_backward_again
 from .corners import cornered, encode_corners
 from .experts import overheard, summed
@@ -61,7 +62,7 @@ def embed(
     scale = tower.backbone.logit_scale  # shows `in_backward_again` the device
     with overheard(tower.backbone, "routing" in needs) as heard:
         # Images and texts in turns of their own: the activations of one tower at a time.
-        images = [run(embed_images, tower, part.pixels_BCHW, needs, scale) for part in parts]
+        images = [run(embed_images, tower, part.pixels_BCHW, needs, scale, part.stored_BF) for part in parts]
         masked = [
             run(embed_masked, tower, part.pixels_BCHW, part.draws_B, scale)
             for part in parts
@@ -96,9 +97,18 @@ def embed_start(tower: DualTower, parts: Sequence[Chunk], slots: dict[str, slice
 
 
 def embed_images(
-    tower: DualTower, pixels_BCHW: Tensor, needs: frozenset[str], near: Tensor | None = None
+    tower: DualTower,
+    pixels_BCHW: Tensor,
+    needs: frozenset[str],
+    near: Tensor | None = None,
+    stored_BF: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """(image_BE, patches_BPE where asked for). `near` is not read: it lies where the weights do."""
+    """(image_BE, patches_BPE where asked for); where features are stored, of them and not of the pixels.
+
+    `near` is not read: it lies where the weights do.
+    """
+    if stored_BF is not None:
+        return project(tower, stored_BF), None
     if "patches" not in needs:
         return tower.encode_image(pixels_BCHW), None
     image_BE, patches_BPE = encode_patches(tower.backbone.visual, tower.normalise(pixels_BCHW))

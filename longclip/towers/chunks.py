@@ -28,9 +28,10 @@ class Chunk(NamedTuple):
     tokens_T: Tensor  # int32
     lengths_BK: NDArray[np.int32]
     draws_B: NDArray[np.int64]
+    stored_BF: Tensor | None = None  # what stands for the pixels, see `cached`
 
 
-def chunks(batch: Batch, size: int | None) -> Iterator[Chunk]:
+def chunks(batch: Batch, size: int | None, stored_BF: Tensor | None = None) -> Iterator[Chunk]:
     """`size` images at a time with their captions, in order; the last chunk may be smaller. None: all."""
     images, lengths_BK = len(batch.keys), batch.lengths_BK.numpy()
     draws_B = np.zeros(images, np.int64) if batch.draws_B is None else batch.draws_B.numpy()
@@ -38,7 +39,10 @@ def chunks(batch: Batch, size: int | None) -> Iterator[Chunk]:
     for first in range(0, images, size or images):
         last = min(first + (size or images), images)
         tokens_T = batch.tokens_T[ends[first] : ends[last]]
-        yield Chunk(batch.pixels_BCHW[first:last], tokens_T, lengths_BK[first:last], draws_B[first:last])
+        known_BF = None if stored_BF is None else stored_BF[first:last]
+        yield Chunk(
+            batch.pixels_BCHW[first:last], tokens_T, lengths_BK[first:last], draws_B[first:last], known_BF
+        )
 
 
 def in_backward_again(encode: Callable[..., Any], *args: Any) -> Any:

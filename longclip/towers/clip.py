@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from ..tokens import pack
 from ..types import Batch, Embeddings, Text
 from .answers import Encoders, embed, embed_start
+from .cached import Cached, column_of, stored
 from .chunks import chunks
 from .experts import Experts
 from .freezing import Freeze, lock
@@ -44,6 +45,7 @@ class DualTower(nn.Module):
         glimpse: how images with hidden patches look, where a term reads them.
         corners: how many further features a text has, where a term reads them.
         experts: what stands in the place of the blocks' MLPs, where a term reads the routing.
+        cached: what of a locked tower is read from side-cars while training.
         grad_checkpointing: recompute activations block by block in the backward pass.
         compile: `torch.compile` both encoders (token counts are dynamic).
         scale: initial temperature factor exp(logit_scale); None keeps what the weights bring.
@@ -66,6 +68,7 @@ class DualTower(nn.Module):
         glimpse: Glimpse = Glimpse(),
         corners: int = 2,
         experts: Experts = Experts(),
+        cached: Cached = Cached(),
     ) -> None:
         super().__init__()
         self.backbone = backbone.model
@@ -84,6 +87,7 @@ class DualTower(nn.Module):
         self.start: list[DualTower] = []  # in a list, so that it is neither trained nor saved
         lock(self.backbone, freeze)
         adapt(self.backbone, lora)
+        self.cached = column_of(self.backbone.visual, cached, self.model_cfg["embed_dim"])
         self.grad_checkpointing = grad_checkpointing
         if grad_checkpointing:
             self.backbone.set_grad_checkpointing(True)
@@ -113,13 +117,13 @@ class DualTower(nn.Module):
         """Encode a batch.
 
         Args:
-            batch: pixels and lengths may still lie on the host, tokens on this module's device.
+            batch: pixels and lengths may still lie on the host, tokens and columns on this module's device.
             slots: caption group -> its slots along K.
             needs: what the terms ask for beyond the global features.
             micro_batch: images encoded at a time, each chunk again in the backward pass, so that the memory
                 for activations is that of one chunk; None: all at once. The result is the same.
         """
-        parts = list(chunks(batch, micro_batch))
+        parts = list(chunks(batch, micro_batch, stored(self, batch)))
         return replace(
             embed(self, parts, slots, needs),
             boxes_BK4=batch.boxes_BK4,

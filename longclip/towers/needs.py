@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..types import UserError
+from .cached import check_cached
 from .corners import first_corners
 from .experts import join
 from .glimpse import check_glimpses
@@ -32,6 +33,7 @@ def make_ready(tower: DualTower, needs: frozenset[str]) -> None:
         UserError: these towers cannot give it.
     """
     assert needs <= NEEDS, f"towers give {sorted(NEEDS)}, a term asks for {sorted(needs)}"
+    check_cached(tower, needs)
     if "patches" in needs:
         check_patches(tower.backbone.visual)
     if "masked" in needs:

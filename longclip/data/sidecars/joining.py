@@ -7,7 +7,7 @@ them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isnan
 from pathlib import Path
@@ -58,6 +58,12 @@ class Join:
                     f"data.sidecar.filter has {column}: {rules!r}; write {column}: {{RULE: VALUE}} "
                     f"with a rule of {RULES}"
                 )
+
+
+def carrying(join: Join, column: str | None) -> Join:
+    """The same with one column more in every batch, where one is named."""
+    known = column is None or column in join.columns
+    return join if known else replace(join, columns=[*join.columns, str(column)])
 
 
 class Joined:
