@@ -6,6 +6,7 @@ quick, and no thread of the test run is copied.
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, distributed, multiprocessing
 
 Results = dict[str, Tensor]
+WAITS = 1800
+"""Seconds that a collective waits, unless told otherwise."""
 
 
 def spawn(function: Callable[[], Results], world: int, folder: Path) -> list[Results]:
@@ -21,24 +24,31 @@ def spawn(function: Callable[[], Results], world: int, folder: Path) -> list[Res
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
 
-def start(function: Callable[[], object], world: int, folder: Path) -> list[Any]:
+def start(function: Callable[[], object], world: int, folder: Path, seconds: float = WAITS) -> list[Any]:
     """The processes, not waited for: `function` is expected to end them in its own way."""
-    return _start(function, world, folder, join=False).processes
+    return _start(function, world, folder, False, seconds).processes
 
 
-def _start(function: Callable[[], object], world: int, folder: Path, join: bool) -> Any:
+def _start(
+    function: Callable[[], object], world: int, folder: Path, join: bool, seconds: float = WAITS
+) -> Any:
     # torch.utils.checkpoint and the collectives import torch._dynamo at first use, which takes seconds.
     multiprocessing.get_context("forkserver").set_forkserver_preload(["longclip.training", "torch._dynamo"])
     return multiprocessing.start_processes(
-        _child, (function, world, str(folder)), nprocs=world, join=join, start_method="forkserver"
+        _child, (function, world, str(folder), seconds), nprocs=world, join=join, start_method="forkserver"
     )
 
 
-def _child(rank: int, function: Callable[[], object], world: int, folder: str) -> None:
+def _child(rank: int, function: Callable[[], object], world: int, folder: str, seconds: float) -> None:
     if Path("/sys/class/net/lo").exists():  # else gloo looks the host's name up, which may hang
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
-    # A file as meeting point needs no free port.
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meet",  # needs no free port
+        timeout=timedelta(seconds=seconds),
+        rank=rank,
+        world_size=world,
+    )
     torch.save(function(), f"{folder}/{rank}.pt")
     distributed.destroy_process_group()

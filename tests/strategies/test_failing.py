@@ -1,47 +1,66 @@
-"""One of two processes fails in the middle of a run: the other ends within a bounded time and says why."""
+"""One of two processes fails in its third step: the other ends within a bounded time and says why."""
 
 import os
-import socket
-import subprocess
+import signal
 import sys
-from pathlib import Path
+from dataclasses import replace
+from functools import partial
 
+import lightning
 import pytest
+from engines import Job, fit, in_group
+from processes import start
+from torch import distributed
 
-HERE = Path(__file__).resolve().parent
+from longclip.failing import Together
+
 TIMEOUT = 8  # seconds that a collective waits
+
+
+class Fail(lightning.Callback):
+    """What befalls process 1."""
+
+    def __init__(self, mode):
+        self.mode = mode
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.global_rank == 1 and trainer.global_step == 2:
+            if self.mode == "raise":
+                raise ValueError("the disk under process 1 is on fire")
+            if self.mode == "shape":  # an image too many: its collectives do not fit those of process 0
+                module.terms["long"].register_forward_pre_hook(lambda _, args: (shortened(args[0]),))
+            else:
+                os.kill(os.getpid(), {"kill": signal.SIGKILL, "hang": signal.SIGSTOP}[self.mode])
+
+
+def shortened(e):
+    return replace(e, image_BE=e.image_BE[1:], text_BKE=e.text_BKE[1:], mask_BK=e.mask_BK[1:])
+
+
+def failing(mode, job):
+    in_group()
+    os.dup2(os.open(f"{job.run}/said-{distributed.get_rank()}.txt", os.O_CREAT | os.O_WRONLY), 2)
+    try:
+        fit("ddp", job, [Together(job.run), Fail(mode)])
+    except Exception as error:
+        sys.exit(f"{type(error).__name__}: {error}")
 
 
 def both(mode, run, scenes):
     """(exit code, last line of stderr) of both processes; they are killed where they outlive a minute."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = os.environ | {
-        "PYTHONPATH": os.pathsep.join(map(str, (HERE, HERE.parent, HERE.parents[1]))),
-        "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
-        "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    command = [sys.executable, HERE / "one_of_two.py", mode, run, scenes, str(TIMEOUT)]
-    started = [
-        subprocess.Popen(
-            command, env=env | {"RANK": str(r), "LOCAL_RANK": str(r)}, stderr=subprocess.PIPE, text=True
-        )
-        for r in range(2)
-    ]
+    job = Job("siglip", 6, str(run), str(scenes))
+    processes = start(partial(failing, mode, job), 2, run, seconds=TIMEOUT)
     try:
-        said = started[0].communicate(timeout=240)[1]
+        processes[0].join(240)
         if mode == "hang":
-            started[1].kill()
-        said = said, started[1].communicate(timeout=TIMEOUT + 30)[1]
+            processes[1].kill()
+        processes[1].join(TIMEOUT + 30)
+        codes = [process.exitcode for process in processes]
     finally:
-        for process in started:
+        for process in processes:
             process.kill()
-    return [
-        (process.returncode, text.strip().rpartition("\n")[2])
-        for process, text in zip(started, said, strict=True)
-    ]
+    said = [(run / f"said-{rank}.txt").read_text() for rank in range(2)]
+    return [(code, text.strip().rpartition("\n")[2]) for code, text in zip(codes, said, strict=True)]
 
 
 def test_a_process_that_raises_ends_the_other_with_its_message(scenes, tmp_path):
@@ -65,4 +84,4 @@ def test_a_process_that_is_killed_or_hangs_ends_the_other_with_a_sentence(mode, 
 @pytest.mark.long
 def test_shapes_that_differ_between_processes_end_both(scenes, tmp_path):
     codes = {code for code, _ in both("shape", tmp_path, scenes)}
-    assert not codes & {0, -9}, "gloo aborts one of them; neither goes on, neither had to be killed"
+    assert not codes & {0, None, -9}, "gloo aborts one of them; neither goes on, neither had to be killed"
