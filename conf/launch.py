@@ -12,6 +12,7 @@ import errno
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,7 @@ CONF = Path(__file__).resolve().parent
 LIGHTNING = ("callbacks", "loggers", "plugins", "profilers", "strategies", "trainer")
 HOMES = ("longclip", "torch.optim", *(f"lightning.pytorch.{part}" for part in LIGHTNING))
 """What a config's `_target_`s may come from; LONGCLIP_TARGETS=mylab,other adds to them."""
+CONNECTORS = re.compile(r"lightning\.(fabric\.connector|pytorch\.trainer\.connectors)\b")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 PROGRAMS = {"train": "train.py", "eval": "-m eval.run"}
 
@@ -130,7 +132,7 @@ def explain(error: BaseException, config_name: str) -> str | None:
             "elsewhere, then go on with resume=auto; checkpoints that are whole are intact"
         )
     for cause in causes:
-        if type(cause).__name__ == "MisconfigurationException":  # Lightning's
+        if _refused_by_trainer(cause):
             return (
                 f"this trainer cannot be had: {_first_line(cause)} (python train.py --cfg job shows "
                 "its keys, longclip doctor looks at this machine)"
@@ -151,6 +153,14 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def _is_user_error(error: BaseException) -> bool:
     # By name, so that a mistyped key is answered without importing torch.
     return any(base.__name__ == "UserError" for base in type(error).__mro__)
+
+
+def _refused_by_trainer(error: BaseException) -> bool:
+    """Whether Lightning does not want the trainer's arguments: its connectors check them."""
+    if type(error).__name__ == "MisconfigurationException":
+        return True
+    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return isinstance(error, ValueError) and bool(frames) and bool(CONNECTORS.match(frames[-1]))
 
 
 def _first_line(error: BaseException) -> str:
