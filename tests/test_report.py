@@ -10,7 +10,7 @@ from pages import Page
 from PIL import Image
 
 from eval import results
-from eval.report import charts, examples, history, page, tables
+from eval.report import charts, examples, finish, history, page, tables
 from eval.results import Facts
 from longclip import gallery, runs
 from longclip.captions import First, Whole
@@ -225,3 +225,8 @@ def test_a_browser_shows_it_without_complaint_or_network(report, tmp_path, width
         browser.run("document.querySelector('.linked.m1').focus()")
         browser.run("Promise.all(document.getAnimations().map(fading => fading.finished)).then(() => 0)")
         assert browser.run(hot) == "1"
+
+
+def test_what_to_type_next_works_for_a_run_whose_model_no_export_can_hold(tmp_path, capsys):
+    finish(tmp_path, None)
+    assert " ".join(capsys.readouterr().out.split()) == f"next: python -m eval.run model={tmp_path}"

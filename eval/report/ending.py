@@ -28,7 +28,5 @@ def finish(run: Path, export: Path | None) -> dict[str, float]:
         console.print(f"effective length: {run / 'length.png'}")
     if export:
         console.print(f"export: {export}  (its README.md says how to open it)")
-        console.print(f"next: python -m eval.run model={run}")
-    else:
-        console.print(f"next: longclip export {run} --out {run / 'export'}")
+    console.print(f"next: python -m eval.run model={run}")  # a run, too, whose model no export can hold
     return metrics
