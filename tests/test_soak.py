@@ -1,4 +1,4 @@
-"""The soak: its parts see what they should, and two minutes of it end as a calm run does."""
+"""The soak: its parts see what they should, and the shortest one ends as a calm run does."""
 
 import json
 import random
@@ -73,7 +73,7 @@ def test_a_schedule_is_its_seed_and_holds_every_kind():
     assert all(fault.early is None for fault in schedule(3, 6, 60, start=5.0, first=20)), (
         "a short one has no time for it"
     )
-    assert plan(2400, Pace(6, 0.1, 0))[0] > plan(600, Pace(6, 0.1, 0))[0] > plan(60, Pace(6, 0.1, 0))[0] == 4
+    assert plan(2400, Pace(6, 0.1))[0] > plan(600, Pace(6, 0.1))[0] > plan(60, Pace(6, 0.1))[0] == 3
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -118,9 +118,9 @@ def test_the_server_fails_some_requests_and_serves_the_rest(tmp_path, monkeypatc
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_two_minutes_under_faults_end_as_a_calm_run(tmp_path):
-    """About two minutes on a quiet machine: a rank killed, all killed, SIGUSR1, a torn checkpoint."""
-    command = [sys.executable, "-m", "benchmarks.soak", "--minutes", "1.7", "--seed", "1"]
+def test_the_shortest_soak_ends_as_a_calm_run(tmp_path):
+    """A minute on a quiet machine: a rank killed, SIGUSR1, all killed and the newest checkpoint torn."""
+    command = [sys.executable, "-m", "benchmarks.soak", "--minutes", "0", "--seed", "1"]
     done = subprocess.run(
         [*command, "--json", tmp_path / "soak.json"],
         cwd=ROOT,
@@ -131,5 +131,5 @@ def test_two_minutes_under_faults_end_as_a_calm_run(tmp_path):
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     report = json.loads((tmp_path / "soak.json").read_text())
-    assert {loss["kind"] for loss in report["losses"]} >= set(MUST[:4])
+    assert {loss["kind"] for loss in report["losses"]} == set(MUST[:3])
     assert all(verdict["met"] for verdict in report["verdicts"])
