@@ -40,7 +40,7 @@ class Backbone(NamedTuple):
     model_cfg: dict[str, Any]  # open_clip's configuration that describes exactly this model
     preprocess_cfg: dict[str, Any]  # mean, std, interpolation, resize_mode, size
     tokenizer: Tokenizer
-    published: Published | None = None  # the weights' own text positions; None: the model's
+    published: Published | None = None  # None: the weights are the model's own
 
 
 def build(
@@ -94,7 +94,7 @@ def build(
         if loaded is None:
             log.warning("freeze_positions: the first %d positions are random and stay so", keep)
         freeze_head(text_module(model), keep)
-    published = None if table_LD is None else Published(table_LD)
+    published = None if table_LD is None else Published(table_LD, temperature=attention_temperature)
     return Backbone(model, config, preprocess, _tokenizer(architecture, source, config), published)
 
 

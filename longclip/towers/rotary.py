@@ -28,10 +28,11 @@ FACTOR = 2.0
 
 
 class Published(NamedTuple):
-    """How weights marked positions when they came; a model made of them may do it in another way."""
+    """What weights were when they came, and a model made of them is not: how they mark positions, attend."""
 
     table_LD: Tensor
     theta: float | None = None  # None: not rotary
+    temperature: float = 1.0  # by which their text attention was divided since (`scale_attention`)
 
 
 def turn(model: nn.Module, theta: float) -> None:

@@ -1,8 +1,8 @@
 """The towers as their weights came: frozen, at the context length that those were trained with.
 
 In: a `DualTower` that has not trained yet. Out: a copy that never will, and what it reads of a batch. Its
-text positions are those of the weights, whatever became of them, its captions end where its context does: it
-answers as the published model would.
+text positions and attention are those of the weights, whatever became of them, its captions end where its
+context does: it answers as the published model would.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ..tokens import Tokenizer
 from .chunks import Chunk
 from .positions import text_module
 from .rotary import Published, set_theta
+from .temperature import scale_attention
 
 if TYPE_CHECKING:
     from .clip import DualTower
@@ -27,13 +28,14 @@ _TABLE = "positional_embedding"
 
 
 def frozen(tower: DualTower, published: Published | None) -> DualTower:
-    """A copy with the weights of this moment, and the published positions; None: the tower's own."""
+    """A copy with the weights of this moment, read as they were published; None: as they are."""
     copied = copy.deepcopy(tower).requires_grad_(False).eval()
     copied.backbone.set_grad_checkpointing(False)
     if published is not None:
         text = text_module(copied.backbone)
         _replace_positions(text, published.table_LD)
         set_theta(text, published.theta)
+        scale_attention(copied.backbone, 1 / published.temperature)
         copied.tokenizer.context_length = len(published.table_LD)
     return copied
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from open_clip.transformer import ResidualAttentionBlock
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ..types import UserError
 from .positions import text_module
@@ -41,5 +42,11 @@ def scale_attention(model: nn.Module, temperature: float) -> None:
     with torch.no_grad():
         for block in blocks:
             width = block.attn.embed_dim
-            block.attn.in_proj_weight[:width] /= temperature
+            _stored(block.attn)[:width] /= temperature
             block.attn.in_proj_bias[:width] /= temperature
+
+
+def _stored(attn: Any) -> Tensor:
+    """The matrix itself, without a difference that it learns (`lora`)."""
+    adapted = parametrize.is_parametrized(attn, "in_proj_weight")
+    return attn.parametrizations.in_proj_weight.original if adapted else attn.in_proj_weight

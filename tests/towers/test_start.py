@@ -15,6 +15,7 @@ from longclip.optim import AdamW
 from longclip.tokens import Tokenizer, pack
 from longclip.towers.chunks import chunks
 from longclip.towers.clip import DualTower
+from longclip.towers.lora import Lora
 from longclip.towers.pretrained import build
 from longclip.towers.start import cut
 from longclip.types import Text
@@ -62,10 +63,19 @@ def as_published(model, batch):
     return F.normalize(model.encode_text(torch.tensor(rows)), dim=-1)
 
 
-@pytest.mark.parametrize("freeze_positions", [False, True])
-def test_it_answers_as_published_before_and_after_training(published, freeze_positions):
+@pytest.mark.parametrize(
+    ("options", "rank"),
+    [
+        ({}, 0),
+        ({"freeze_positions": True}, 0),
+        ({"attention_temperature": 0.5}, 0),
+        ({"attention_temperature": 0.5}, 4),
+    ],
+    ids=str,
+)
+def test_it_answers_as_published_before_and_after_training(published, options, rank):
     model, folder = published
-    tower = DualTower(build(None, f"local-dir:{folder}", LONG, freeze_positions=freeze_positions))
+    tower = DualTower(build(None, f"local-dir:{folder}", LONG, **options), lora=Lora(rank))
     assert tower.context_length == LONG
     tower.check_needs(START)
     batch = batch_of(longest=60)
