@@ -4,6 +4,7 @@ import json
 
 import hydra
 import open_clip
+import project
 import pytest
 import torch
 from processes import spawn
@@ -13,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from conf.launch import CONF, instantiate
-from longclip import cli, dist
+from longclip import cli, dist, models, runs
 from longclip.captions import Groups, Sentences, Whole
 from longclip.curriculum import Curriculum
 from longclip.data import loading
@@ -323,3 +324,25 @@ def test_the_command_says_what_to_type_next(weights, scenes, tmp_path, capsys):
     assert printed.endswith("model.cached.image=teacher_unprojected")
     assert cli.main([*command, "--images-only", "--source", "scenes"]) == 2
     assert "only images are asked for" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_a_run_is_judged_resumed_and_exported_as_ever(weights, stores, scenes, tmp_path):
+    data = ["data=shards", f"data.root={scenes}", "data.judge=[heldout]"]
+    data += ["benchmark=shards", "benchmark.dev.split=heldout"]
+    command = [
+        *project.SMALL, *data, "name=mine", "recipe=lit", "checkpoints.every_steps=1",
+        "model.backbone.architecture=null", f"model.backbone.weights=local-dir:{weights}",
+        f"data.sidecar.stores=[{stores / 'lit'}]", "model.cached.image=teacher_image",
+    ]  # fmt: skip
+    with project.inside(tmp_path), project.unproven():
+        printed = project.typed("python train.py", *command)
+        assert "teacher_image stands for them" in " ".join(printed.replace("│", "").split())
+        more = ["samples=16", "resume=auto", "export=open_clip"]
+        assert "data position restored" in project.typed("python train.py", *command, *more)
+        project.typed("python -m eval.run model=runs/mine/export report=false", *data)
+    assert [row["samples_seen"] for row in runs.judgements(tmp_path / "runs/mine")] == [0, 8, 16]
+    trained, start = (models.load(name).model.state_dict() for name in (str(tmp_path / "runs/mine"), weights))
+    moved = {name for name, value in trained.items() if not torch.equal(value, start[name])}
+    assert "text_projection" in moved
+    assert not any(name.startswith("visual.") for name in moved)
