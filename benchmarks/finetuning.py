@@ -66,7 +66,8 @@ def main() -> None:
         train(pretrained, [*setting.before, "seed=0", "export=open_clip"], options.pretrain, processors())
     jobs = list(_jobs(options, setting, pretrained))
     found = collect(jobs) if options.report else run_all(jobs, options.jobs)
-    told = Told(_start(jobs), found, _between(jobs, pretrained, setting, options.report))
+    wanted = [] if options.report else options.between
+    told = Told(_start(jobs), found, _between(jobs, pretrained, setting, wanted))
     options.out.mkdir(parents=True, exist_ok=True)
     name = f"finetuning-{setting.name}"
     (options.out / f"{name}.json").write_text(json.dumps(told._asdict(), indent=1) + "\n")
@@ -87,7 +88,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--pretrain", type=int, default=19_200, help="images; 38,400 are few for photos")
     parser.add_argument("--samples", type=int, default=3_200, help="images of a fine-tuning")
     parser.add_argument("--lr", type=float, default=3e-4, help="of fine-tuning")
-    parser.add_argument("--recipes", nargs="+", choices=recipes.names(), default=recipes.names())
+    known = recipes.names()
+    parser.add_argument("--recipes", nargs="+", choices=known, default=known)
+    parser.add_argument("--between", nargs="*", choices=known, default=known, help="WiSE-FT for these alone")
     parser.add_argument("--runs", type=Path, default=Path("runs/finetuning"))
     return parser.parse_args()
 
@@ -131,13 +134,13 @@ def _start(jobs: Sequence[Job]) -> Numbers:
     )
 
 
-def _between(jobs: Sequence[Job], pretrained: Path, setting: Setting, report: bool) -> Between:
-    """Of the first seed of every recipe that was fine-tuned; judged once, and kept beside the run."""
+def _between(jobs: Sequence[Job], pretrained: Path, setting: Setting, wanted: Sequence[str]) -> Between:
+    """Of the first seed of recipes that were fine-tuned; judged once if wanted, and kept beside the run."""
     found: Between = {}
     for job in jobs:
         if job.seed == jobs[0].seed and finished(job.run, job.samples):
             kept = job.run / "between.json"
-            if not kept.exists() and not report:
+            if not kept.exists() and job.variant in wanted:
                 try:
                     judged = _judged(job, pretrained, setting)
                 except UserError as error:  # experts are no network that the start could be averaged with
@@ -160,7 +163,8 @@ def _judged(job: Job, pretrained: Path, setting: Setting) -> dict[str, Numbers]:
 
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose("train", [*job.overrides, "data.workers=0"])
-    benchmarks = {setting.name: evaluators(config.benchmark)[setting.name]}
+    retrieval = (setting.name, f"{setting.name}/photos")
+    benchmarks = {name: one for name, one in evaluators(config.benchmark).items() if name in retrieval}
     backbone = config.model.backbone
     found = {}
     for share in SHARES:

@@ -177,8 +177,8 @@ def test_a_recipe_that_has_no_mean_with_the_start_does_not_stop_the_others(tmp_p
     for job in jobs[:2]:
         judged(job.run, 64)
     setting = finetuning.Setting("scenes", [], [])
-    for report in (False, True):
-        found = finetuning._between(jobs, tmp_path, setting, report)
+    for wanted in (["clipmoe", "long", "late"], []):
+        found = finetuning._between(jobs, tmp_path, setting, wanted)
         assert found == {"long": {"0.5": {"r1": 1.0}}}, "finished ones, and what was kept"
     assert capsys.readouterr().out.count("clipmoe: nothing between") == 1
 
@@ -230,7 +230,9 @@ def test_only_mosaics_have_photos_to_forget():
     start = {"scenes/long/i2t_r1": 1.0, "scenes/long/t2i_r1": 1.0}
     assert "photos" not in gains.columns("scenes")
     assert "Photos" not in gains.markdown("scenes", gains.Told(start, {}, {}))
-    assert "| photos |" in gains.markdown("mosaics", gains.Told({}, {}, {}))
+    told = gains.markdown("mosaics", gains.Told({}, {}, {}))
+    assert "| photos |" in told
+    assert "R@10 in %" in told
 
 
 def test_recipes_that_need_weights_are_not_begun_from_random_ones():
