@@ -2,7 +2,6 @@
 
 import io
 import json
-import random
 import re
 from pathlib import Path
 
@@ -123,14 +122,19 @@ def test_the_training_picture_is_the_one_that_training_decodes(scenes, tokenizer
 
 def test_boxes_follow_crops_and_flips():
     image_CHW = torch.zeros(3, 100, 200, dtype=torch.uint8)
-    origin_CHW = look._origins(image_CHW, EvalTransform(50))  # the middle half of the width is left
-    assert look._carried((0.25, 0.0, 0.5, 1.0), origin_CHW) == pytest.approx((0, 0, 0.5, 1), abs=0.03)
-    assert look._carried((0.0, 0.0, 0.2, 1.0), origin_CHW) is None
-    padded_CHW = look._origins(image_CHW, EvalTransform(50, "longest"))
-    assert look._carried((0, 0, 1, 1), padded_CHW) == pytest.approx((0, 0.25, 1, 0.75), abs=0.03)
+
+    def boxes(transform, augment, **of_image):
+        numbers = {box: name for name, box in of_image.items()}
+        return look._seen(image_CHW, transform, augment, "seed", numbers)[1]
+
+    # Of the width, the middle half is left.
+    found = boxes(EvalTransform(50), None, half=(0.25, 0.0, 0.5, 1.0), away=(0.0, 0.0, 0.2, 1.0))
+    assert found == {"half": pytest.approx((0, 0, 0.5, 1))}
+    found = boxes(EvalTransform(50, "longest"), None, all=(0, 0, 1, 1))
+    assert found == {"all": pytest.approx((0, 0.25, 1, 0.75))}
     mirror = Augment(scale=(1.0, 1.0), ratio=(2.0, 2.0), flip=1.0)
-    flipped_CHW = look._origins(image_CHW, lambda x: mirror(x, 60, random.Random(0)))
-    assert look._carried((0.1, 0.2, 0.4, 0.6), flipped_CHW) == pytest.approx((0.6, 0.2, 0.9, 0.6), abs=0.04)
+    found = boxes(EvalTransform(60), mirror, part=(0.1, 0.2, 0.4, 0.6))
+    assert found == {"part": pytest.approx((0.6, 0.2, 0.9, 0.6))}
 
 
 @pytest.mark.parametrize("context", [20, 77, 100, 248, 512])

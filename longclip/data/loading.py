@@ -22,7 +22,7 @@ from torch.utils.data import default_collate
 from ..captions import Groups
 from ..curriculum import Curriculum
 from ..tokens import Tokenizer, pack
-from ..types import NO_IDS, Batch, Record, Sample, Skip, Text, UserError
+from ..types import NO_IDS, Batch, Box, Record, Sample, Skip, Text, UserError
 from .corpus import Corpus
 from .faults import Damaged, Ledger, Reason
 from .images import Augment, EvalTransform, decode, inside
@@ -82,6 +82,14 @@ def view(image_CHW: Tensor, transform: EvalTransform, augment: Augment | None, w
     return augment(image_CHW, transform.size, random.Random(words), transform.interpolation)
 
 
+def window(image_CHW: Tensor, transform: EvalTransform, augment: Augment | None, words: str) -> Box:
+    """What of the image that is, as fractions of it (`images.inside`)."""
+    height, width = image_CHW.shape[1:]
+    if augment is None:
+        return transform.window(height, width)
+    return augment.window(height, width, random.Random(words))
+
+
 def draw(words: str) -> int:
     """A number that `words` seed, another one than what they decide about the view."""
     return random.Random(f"{words}/draw").getrandbits(62)
@@ -97,12 +105,8 @@ def framed(
     """The texts with their boxes in fractions of what `view` shows of this image."""
     if not any(text and text.box for text in texts):
         return texts
-    height, width = image_CHW.shape[1:]
-    if augment is None:
-        window = transform.window(height, width)
-    else:
-        window = augment.window(height, width, random.Random(words))
-    return tuple(text and text._replace(box=inside(text.box, window)) for text in texts)
+    shown = window(image_CHW, transform, augment, words)
+    return tuple(text and text._replace(box=inside(text.box, shown)) for text in texts)
 
 
 def collate(samples: Sequence[Sample], tokenizer: Tokenizer, limit: int | None = None) -> Batch:

@@ -1,33 +1,26 @@
 """What training shows of a dataset: a few samples in full, and the caption lengths of many.
 
 In: a `Corpus`, a `Recipe`, caption groups. Out: `Shown` samples and `Counts`, plain values for `page`.
-
-Boxes are carried through crops and flips by a picture whose pixels say where they come from, sent through
-the same transform, so that this file knows nothing of how a crop is drawn.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import io
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from ..captions import Groups
 from ..data.corpus import Corpus
-from ..data.images import Augment
-from ..data.loading import picture, view
+from ..data.images import Augment, EvalTransform, inside
+from ..data.loading import picture, view, window
 from ..types import Box, Record, Sentence, Text, UserError
 from .recipe import Recipe
-
-View = Callable[[Tensor], Tensor]
 
 
 class Picture(NamedTuple):
@@ -96,10 +89,15 @@ def sample(data: Corpus, index: int, recipe: Recipe, groups: Groups, moment: Mom
     except UserError as error:
         return Shown(f"sample {index}", "", damage=str(error))
     numbers = _numbered(record, texts)
+    words = f"{recipe.seed}/{moment.epoch}/{record.key}"  # as `data.loading.Samples` seeds them
+    views = {"judging": None} | ({"training, augmented": recipe.augment} if recipe.augment else {})
     return Shown(
         record.key,
         str(data.shard(index)),
-        [_picture(image_CHW, *one, numbers) for one in _views(recipe, record.key, moment.epoch)],
+        [
+            Picture(title, *_seen(image_CHW, recipe.transform, augment, words, numbers))
+            for title, augment in views.items()
+        ],
         _slots(groups, texts, numbers),
         [_told(caption.source, caption.text, caption.sentences, numbers) for caption in record.captions],
     )
@@ -124,20 +122,6 @@ def counts(data: Corpus, indexes: Sequence[int], groups: Groups, moment: Moment,
     return found._replace(damaged=damaged)
 
 
-def _views(recipe: Recipe, key: str, epoch: int) -> list[tuple[str, View, View]]:
-    """Title, what happens to the image, and the same without the colours: where its pixels go."""
-
-    def shown(augment: Augment | None) -> View:
-        words = f"{recipe.seed}/{epoch}/{key}"  # as `data.loading.Samples` seeds them
-        return lambda image_CHW: view(image_CHW, recipe.transform, augment, words)
-
-    views: list[tuple[str, View, View]] = [("judging", shown(None), shown(None))]
-    if recipe.augment is not None:
-        still = dataclasses.replace(recipe.augment, jitter=0.0)
-        views.append(("training, augmented", shown(recipe.augment), shown(still)))
-    return views
-
-
 def _numbered(record: Record, texts: Sequence[Text | None]) -> dict[Box, int]:
     """Every different box, sentences' first, then those that a policy made of several."""
     boxes = [sentence.box for caption in record.captions for sentence in caption.sentences]
@@ -145,41 +129,16 @@ def _numbered(record: Record, texts: Sequence[Text | None]) -> dict[Box, int]:
     return {box: number for number, box in enumerate(dict.fromkeys(b for b in boxes if b), 1)}
 
 
-def _picture(image_CHW: Tensor, title: str, shown: View, moved: View, numbers: dict[Box, int]) -> Picture:
-    pixels_HWC = shown(image_CHW).permute(1, 2, 0).numpy()
+def _seen(
+    image_CHW: Tensor, transform: EvalTransform, augment: Augment | None, words: str, numbers: dict[Box, int]
+) -> tuple[bytes, dict[int, Box]]:
+    """A view of an image as a PNG, and the boxes in it."""
+    pixels_HWC = view(image_CHW, transform, augment, words).permute(1, 2, 0).numpy()
     written = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels_HWC)).save(written, "PNG")
-    if not numbers:
-        return Picture(title, written.getvalue(), {})
-    origin_CHW = _origins(image_CHW, moved)
-    boxes = {number: _carried(box, origin_CHW) for box, number in numbers.items()}
-    return Picture(title, written.getvalue(), {number: box for number, box in boxes.items() if box})
-
-
-def _origins(image_CHW: Tensor, moved: View) -> Tensor:
-    """[3, size, size]: column and row that each pixel comes from, in 255ths, and 255 where none is padded."""
-    height, width = image_CHW.shape[1:]
-    marked_CHW = torch.full((3, height, width), 255, dtype=torch.uint8)
-    marked_CHW[0] = ((torch.arange(width) + 0.5) * (255 / width)).to(torch.uint8)
-    marked_CHW[1] = ((torch.arange(height) + 0.5) * (255 / height)).to(torch.uint8)[:, None]
-    return moved(marked_CHW)
-
-
-def _carried(box: Box, origin_CHW: Tensor) -> Box | None:
-    """Where a box of the whole image lies in a view; None where it is outside of it."""
-    left, top, right, bottom = (255 * edge for edge in box)
-    column_HW, row_HW, inside_HW = origin_CHW
-    within_HW = (column_HW >= left) & (column_HW <= right) & (row_HW >= top) & (row_HW <= bottom)
-    rows_M, columns_M = (within_HW & (inside_HW > 127)).nonzero(as_tuple=True)
-    if not len(rows_M):
-        return None
-    height, width = within_HW.shape
-    return (
-        int(columns_M.min()) / width,
-        int(rows_M.min()) / height,
-        (int(columns_M.max()) + 1) / width,
-        (int(rows_M.max()) + 1) / height,
-    )
+    shown = window(image_CHW, transform, augment, words)
+    boxes = {number: inside(box, shown) for box, number in numbers.items()}
+    return written.getvalue(), {number: box for number, box in boxes.items() if box}
 
 
 def _slots(groups: Groups, texts: Sequence[Text | None], numbers: dict[Box, int]) -> list[Slot]:
