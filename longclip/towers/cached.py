@@ -24,7 +24,10 @@ PROOF = 8
 """Images of a batch with pixels that prove the column."""
 
 ALIKE = 0.99
-"""Cosine that the tower's answer and the stored one have at least, in any precision."""
+"""Cosine that the tower's answer and the stored one have on average at least, in any precision.
+
+A model that is hardly another one passes.
+"""
 
 UNSTORED = frozenset({"patches", "masked", "routing"})
 """What terms may need of an image tower and no column holds."""

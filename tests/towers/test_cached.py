@@ -169,7 +169,10 @@ def test_images_are_neither_decoded_nor_looked_at_behind_the_first_batch(
     assert [b.keys for b in batches(data, 3)] == [b.keys for b in batches(plain, 3)]
     assert len(decoded) == BATCH + 3 * BATCH
     data.resume(2 * BATCH, 2)
-    assert [b.pixels_BCHW.numel() > 0 for b in batches(data, 2)] == [True, False]
+    first, second = batches(data, 2)
+    assert (first.pixels_BCHW.numel() > 0, second.pixels_BCHW.numel() > 0) == (True, False)
+    assert first.boxes_BK4 is not None
+    assert second.boxes_BK4 is None, "nobody knows what of the image they would be fractions of"
 
 
 def test_damaged_pictures_do_not_matter_where_none_is_decoded(weights, stores, scenes, monkeypatch):
