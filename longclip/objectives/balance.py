@@ -35,10 +35,7 @@ class Balance(Term):
 
     def __init__(self, weight: float = 0.02) -> None:
         super().__init__("", weight)
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        return ()
+        self.groups = ()
 
     def forward(self, embeddings: Embeddings) -> Loss:
         assert embeddings.routing_A2N is not None, "the towers were not asked for their routing"

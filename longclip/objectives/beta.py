@@ -134,12 +134,9 @@ class Beta(Term):
             raise UserError(f'Beta has form "{form}", but knows {" and ".join(LOSSES)}.')
         if not 0 <= beta <= 1:
             raise UserError(f"Beta has beta {beta}, but needs one from 0 to 1; the paper's is 0.5.")
+        self.groups = (texts,) if parts is None else (texts, parts)
         self.parts, self.form, self.beta, self.heads = parts, form, beta, heads
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        return (self.texts,) if self.parts is None else (self.texts, self.parts)
 
     def build(self, width: int) -> None:
         """Raises UserError where the heads do not divide the width."""

@@ -47,6 +47,7 @@ class Facets(Term):
         bias: float = -10.0,
     ) -> None:
         super().__init__("", weight)
+        self.groups = ()  # its texts come from the column
         if facets < 1 or width < 1 or not 1 <= (shown or facets) <= facets:
             raise UserError(
                 f"Facets has facets {facets}, width {width} and shown {shown}, but needs whole numbers of at "
@@ -56,11 +57,6 @@ class Facets(Term):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(10)))
         self.logit_bias = nn.Parameter(torch.tensor(float(bias)))
         self.register_buffer("turn", torch.zeros((), dtype=torch.int64))
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """None: its texts come from the column."""
-        return ()
 
     @property
     def columns(self) -> dict[str, int | None]:

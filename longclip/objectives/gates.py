@@ -85,13 +85,9 @@ class Gated(Term):
         momentum: float = 0.99,
         sharpness: float = 2.0,
     ) -> None:
-        self._names = names(texts)
-        super().__init__(", ".join(self._names), weight)
-        self.gates = Gates(len(self._names), momentum, sharpness)
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        return self._names
+        super().__init__(", ".join(names(texts)), weight)
+        self.groups = names(texts)
+        self.gates = Gates(len(self.groups), momentum, sharpness)
 
     def forward(self, embeddings: Embeddings) -> Loss:
         """Raises UserError on a global batch of one image."""

@@ -31,11 +31,7 @@ class Glimpsed(Term):
                 f"Glimpsed hides patches from a term on global features, and {type(term).__name__} reads "
                 f"{', '.join(sorted(term.needs))}; give it longclip.objectives.Contrastive, say"
             )
-        self.term = term
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        return self.term.groups
+        self.term, self.groups = term, term.groups
 
     @property
     def columns(self) -> dict[str, int | None]:

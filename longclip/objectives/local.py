@@ -36,18 +36,14 @@ class LocalNegatives(Term):
         self, texts: str, negatives: str, weight: float = 1.0, threshold: float | None = None
     ) -> None:
         super().__init__(texts, weight)
-        self.negatives = checked_name(negatives, texts)
+        self.groups = texts, checked_name(negatives, texts)
         self.threshold = checked_threshold(threshold)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        return self.texts, self.negatives
 
     def forward(self, embeddings: Embeddings) -> Loss:
         """Raises UserError where the slots of the groups do not correspond."""
         assert embeddings.patches_BPE is not None, "the towers leave out patches that this term needs"
-        pairs = paired(embeddings, self.texts, self.negatives)
+        pairs = paired(embeddings, *self.groups)
         grouped_BKE = group_tiled(pairs.text_BKE, embeddings.patches_BPE, self.threshold).grouped_BKE
         scale = self.logit_scale.exp()
         value, chosen = choice(score(grouped_BKE, pairs, scale), pairs)

@@ -102,15 +102,11 @@ class Choice(Term):
 
     def __init__(self, texts: str, negatives: str, weight: float = 1.0) -> None:
         super().__init__(texts, weight)
-        self.negatives = checked_name(negatives, texts)
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        return self.texts, self.negatives
+        self.groups = texts, checked_name(negatives, texts)
 
     def forward(self, embeddings: Embeddings) -> Loss:
         """Raises UserError where the slots of the groups do not correspond."""
-        pairs = paired(embeddings, self.texts, self.negatives)
+        pairs = paired(embeddings, *self.groups)
         image_BKE = embeddings.image_BE.float()[:, None].expand_as(pairs.text_BKE)
         value, chosen = choice(score(image_BKE, pairs, embeddings.scale.float()), pairs)
         return Loss(value, {"chosen": chosen})
@@ -129,17 +125,13 @@ class OwnRow(Term):
 
     def __init__(self, texts: str, negatives: str, weight: float = 1.0) -> None:
         super().__init__(texts, weight)
-        self.negatives = checked_name(negatives, texts)
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        return self.texts, self.negatives
+        self.groups = texts, checked_name(negatives, texts)
 
     def forward(self, embeddings: Embeddings) -> Loss:
         """Raises UserError on a global batch of one image, and where the slots do not correspond."""
         image_GE, mask_GK = embeddings.all_images().float(), embeddings.all_mask(self.texts)
         check_contrast(len(image_GE))
-        pairs, scale = paired(embeddings, self.texts, self.negatives), embeddings.scale.float()
+        pairs, scale = paired(embeddings, *self.groups), embeddings.scale.float()
         own = dist.rows(len(pairs.text_BKE))
         scores = score(image_GE[own][:, None].expand_as(pairs.text_BKE), pairs, scale)
         found = symmetric_cross_entropy(

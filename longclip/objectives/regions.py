@@ -94,19 +94,15 @@ class RegionChoice(Term):
 
     def __init__(self, texts: str, negatives: str, weight: float = 1.0) -> None:
         super().__init__(texts, weight)
-        self.negatives = checked_name(negatives, texts)
+        self.groups = texts, checked_name(negatives, texts)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self._expected = Expected()
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        return self.texts, self.negatives
 
     def forward(self, embeddings: Embeddings) -> Loss:
         """Raises UserError with patch dropout, without any boxes, and where slots do not correspond."""
         assert embeddings.patches_BPE is not None, "the towers leave out patches that this term needs"
         self._expected.check(embeddings)
-        boxes_BK4, pairs = embeddings.boxes(self.texts), paired(embeddings, self.texts, self.negatives)
+        boxes_BK4, pairs = embeddings.boxes(self.texts), paired(embeddings, *self.groups)
         there_BKN = pairs.there_BKN & known(boxes_BK4, embeddings.mask(self.texts))[..., None]
         asked = embeddings.gather(there_BKN.any(2)).sum().clamp_min(1)
         region_BKE = pool_regions(boxes_BK4, embeddings.patches_BPE, grid_of(embeddings))

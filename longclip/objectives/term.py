@@ -36,11 +36,8 @@ class Term(nn.Module, abc.ABC):
         super().__init__()
         self.texts = texts
         self.weight = weight
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """The caption groups that it reads."""
-        return (self.texts,)
+        self.groups: tuple[str, ...] = (texts,)
+        """The caption groups that it reads; a term of other ones says so."""
 
     @property
     def columns(self) -> dict[str, int | None]:

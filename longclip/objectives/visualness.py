@@ -68,18 +68,14 @@ class Visualness(Term):
         labelled: bool = False,
         gated: bool = False,
     ) -> None:
-        self._names = names(texts)
-        super().__init__(", ".join(self._names), weight)
+        super().__init__(", ".join(names(texts)), weight)
+        self.groups = names(texts)
         if not 0 < share < 1:
             raise UserError(
                 f"share is {share}, but must be above 0 and below 1: of captions that show nothing."
             )
         self.share, self.labelled = share, labelled
-        self.gates = Gates(len(self._names)) if gated else None
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        return self._names
+        self.gates = Gates(len(self.groups)) if gated else None
 
     def build(self, width: int) -> None:
         self.null_E = nn.Parameter(normalize(torch.randn(width), dim=-1))
