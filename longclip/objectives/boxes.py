@@ -6,14 +6,20 @@ patches, which is both a way to pool them and the truth that grouping weights ca
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor
 
 from longclip import dist
 from longclip.types import Embeddings, UserError
 
+log = logging.getLogger(__name__)
+
 PATIENCE = 1024
 """So many images without a single box, and a term that needs boxes gives up: sparse data have some then."""
+EARLY = 64
+"""So many, and it says so: a run may be shorter."""
 
 
 def known(boxes_BK4: Tensor, mask_BK: Tensor) -> Tensor:
@@ -103,7 +109,7 @@ class Expected:
     """Says that there are no boxes where none ever comes: such a term would train nothing, without a word."""
 
     def __init__(self) -> None:
-        self._patience = PATIENCE
+        self._without = 0  # images, until one has a box
 
     def check(self, embeddings: Embeddings) -> None:
         """Of all processes together, which agree. Costs nothing once a box was seen.
@@ -111,13 +117,22 @@ class Expected:
         Raises:
             UserError: no image of the run has had a box so far, and it had time.
         """
-        if self._patience <= 0:
+        if self._without >= PATIENCE:
             return
-        seen = dist.anywhere(embeddings.boxes_BK4 is not None, embeddings.image_BE.device)
-        self._patience -= PATIENCE if seen else len(embeddings.image_BE) * dist.world()
-        if self._patience <= 0 and not seen:
+        if dist.anywhere(embeddings.boxes_BK4 is not None, embeddings.image_BE.device):
+            self._without = PATIENCE
+            return
+        before, self._without = self._without, self._without + len(embeddings.image_BE) * dist.world()
+        if self._without >= PATIENCE:
             raise UserError(
                 f"this recipe learns from boxes, and no caption of the first {PATIENCE:,} images has one: "
                 "give sentences boxes when writing the shards (docs/data.md, boxes), see that the policy"
                 " shows sentences (longclip.captions.Sentences), or take recipe=dreamlip, which needs none"
+            )
+        if before < EARLY <= self._without and dist.rank() == 0:
+            log.warning(
+                "no caption of the first %d images has a box, and this recipe learns from boxes: one of its "
+                "terms trains nothing until one comes, and the run ends where the first %d have none",
+                self._without,
+                PATIENCE,
             )

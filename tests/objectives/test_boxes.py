@@ -94,12 +94,15 @@ def test_patches_without_places_are_refused(embed):
         grid_of(dataclasses.replace(e, grid=None))
 
 
-def test_data_without_any_box_are_refused_after_a_while(embed, monkeypatch):
-    monkeypatch.setattr(boxes, "PATIENCE", 13)  # batches of six images
+def test_data_without_any_box_are_named_soon_and_refused_after_a_while(embed, monkeypatch, caplog):
+    monkeypatch.setattr(boxes, "EARLY", 5)  # batches of six images
+    monkeypatch.setattr(boxes, "PATIENCE", 13)
     without, with_some = embed(), dataclasses.replace(embed(), boxes_BK4=torch.rand(6, 3, 4))
     expected = Expected()
     for _ in range(2):
         expected.check(without)
+    (record,) = caplog.records
+    assert "no caption of the first 6 images has a box" in record.getMessage()
     with pytest.raises(UserError, match="no caption of the first 13 images has one"):
         expected.check(without)
     expected = Expected()
