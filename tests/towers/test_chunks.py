@@ -1,6 +1,7 @@
 """The batch in chunks: nothing lost, nothing kept, and the same step as all at once."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -188,9 +189,11 @@ def test_a_whole_chunk_is_the_plain_path(tiny, monkeypatch):
 
 
 @pytest.mark.long
-def test_compiled_towers(tiny):
+def test_compiled_towers(tiny, monkeypatch):
+    """Graphs and their gradients; that the code made of a graph computes it is test_clip's."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     tower = DualTower(build(tiny, None, 248), compile=True)
-    check(module_of(tower), made_up(), [8, 3])
+    check(module_of(tower), made_up(), [3])
 
 
 def test_batch_norms_are_refused_until_they_are_frozen(tmp_path):
