@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import NamedTuple
 
 from longclip import runs
 from longclip.evaluate import Findings, flat
 from longclip.gallery import Gallery, galleries
+from longclip.pages import filled
 from longclip.towers.clip import DualTower
 
 from ..deltas import Delta, Results, compare
@@ -75,7 +75,8 @@ def write(
 ) -> None:
     """Write the page of one model's results; what is there is replaced."""
     first = next(iter(results.values()))
-    page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
+    page = filled(
+        _TEMPLATE,
         title=escape(first.model),
         facts=_facts(results, yardstick),
         rules=examples.rules(shown),

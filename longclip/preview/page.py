@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from itertools import pairwise
 from pathlib import Path
-from string import Template
 from typing import NamedTuple
 
+from ..pages import filled
 from ..types import Box, Text
 from .look import Counts, Picture, Shown, Slot, Told
 from .recipe import Recipe
@@ -38,7 +38,8 @@ def render(
 ) -> str:
     """The whole page. `facts` are lines for its head, plain text."""
     highest = max((number for shown in samples for number in _numbers(shown)), default=0)
-    return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
+    return filled(
+        _TEMPLATE,
         title="What training shows",
         subtitle=f"{len(samples)} images, decoded and augmented, with the texts that the recipe chose",
         facts="".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items()),

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from html import escape
 from pathlib import Path
-from string import Template
 from urllib.parse import urlencode
 
+from ..pages import filled
 from .index import Index
 from .query import WINDOW, Answer, Fit, Result
 from .terminal import facts, limits
@@ -58,7 +58,8 @@ def results(title: str, index: Index, answer: Answer, points: bool) -> str:
 
 
 def _page(title: str, query: str, body: str, index: Index, rules: str = "") -> str:
-    return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
+    return filled(
+        _TEMPLATE,
         title=escape(title),
         query=escape(query),
         body=body,
