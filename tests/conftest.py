@@ -14,7 +14,10 @@ torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 
 
-LONGEST = ("slurm/", "strategies/test_programs", "test_soak", "test_run", "strategies/", "test_benchmarks")
+LONGEST = (
+    *("slurm/", "test_run", "strategies/", "test_soak", "test_launching", "test_benchmarks", "export/"),
+    *("test_planner", "test_wandb", "test_trainings", "test_docs", "towers/", "data/test_faults"),
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -147,11 +147,3 @@ def test_a_signal_to_one_of_two_ranks_stops_both_and_the_run_goes_on_elsewhere(f
     command = [sys.executable, *program(folder, "ranks", "resume=auto", "trainer.devices=2")]
     assert "at step 4" in ended(start(command))
     same(weights(folder / "torchrun"), weights(run))
-
-
-@pytest.mark.long
-@pytest.mark.timeout(900)
-def test_the_jobs_of_a_sweep_have_run_directories_of_their_own(folder):
-    ended(start([sys.executable, *program(folder, "sweep", "samples=32", "optim.lr=1e-3,1e-4", "-m")]))
-    one, two = weights(folder / "sweep-0"), weights(folder / "sweep-1")
-    assert any(not torch.equal(value, two[name]) for name, value in one.items())

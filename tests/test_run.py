@@ -1,6 +1,8 @@
-"""Whole programs in processes of their own: train, kill, resume, judge, export. Minutes, so marked long."""
+"""Whole programs in processes of their own: train, kill, resume, judge, export. Minutes, so marked long.
 
-import csv
+A start costs ten seconds before its first step: what can be shown in this process is shown in test_trainings.
+"""
+
 import json
 import os
 import signal
@@ -14,7 +16,7 @@ import torch
 
 from longclip import models, runs
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[1]
 
 SMALL = [
@@ -68,9 +70,12 @@ def weights(run_directory):
     return models.read_checkpoint(runs.newest_checkpoint(run_directory))["state_dict"]
 
 
-def losses(run_directory):
-    with open(run_directory / "csv" / "metrics.csv") as f:
-        return [float(row["train/loss"]) for row in csv.DictReader(f) if row["train/loss"]]
+def wait_for_a_checkpoint(folder, process):
+    deadline = time.monotonic() + 250
+    while runs.newest_checkpoint(folder) is None:
+        assert time.monotonic() < deadline, "no checkpoint to kill after"
+        assert process.poll() is None, "it ended before it was killed"
+        time.sleep(0.01)
 
 
 def test_a_run_says_what_it_will_do_judges_exports_and_names_the_next_command(folder):
@@ -90,24 +95,16 @@ def test_a_run_says_what_it_will_do_judges_exports_and_names_the_next_command(fo
     assert (folder / "small" / "length.png").stat().st_size > 10_000
 
 
-def test_a_second_run_of_the_same_name_refuses(folder):
-    done = run(command(folder), code=2)
-    assert "resume=auto continues it" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 def test_killed_and_resumed_equals_uninterrupted_bit_by_bit(folder):
-    process = subprocess.Popen(command(folder, name="killed"), cwd=ROOT, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(folder, "export=null", name="killed"), cwd=ROOT, stdout=subprocess.DEVNULL
+    )
     killed = folder / "killed"
-    deadline = time.monotonic() + 200
-    while not (killed / "checkpoints" / runs.checkpoint_name(4)).exists():
-        assert time.monotonic() < deadline, "no checkpoint to kill after"
-        assert process.poll() is None, "it ended before it was killed"
-        time.sleep(0.01)
+    wait_for_a_checkpoint(killed, process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     at = runs.newest_checkpoint(killed).name
-    done = run(command(folder, "resume=auto", name="killed"))
+    done = run(command(folder, "export=null", "resume=auto", name="killed"))
     assert f"{at} at step" in done.stdout
     assert "data position restored" in done.stdout
     assert (killed / "config.resume-1.yaml").exists()
@@ -131,30 +128,47 @@ def test_judging_the_export_offline_on_two_processes_gives_the_runs_own_numbers(
         assert offline[name] == pytest.approx(value, abs=1e-6), name
 
 
-def test_the_command_line_exports_a_run(folder):
-    done = run(
-        [sys.executable, "-m", "longclip.cli", "export", str(folder / "small"), "--out", str(folder / "out")]
+TWO = ["trainer.accelerator=cpu", "trainer.devices.otherwise=2"]
+
+
+def child_of(pid):
+    """The process that Lightning's launcher has started."""
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in path.read_text().split():
+            if "train.py" in Path(f"/proc/{child}/cmdline").read_text():
+                return int(child)
+    raise AssertionError(f"{pid} has started no second process")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the second process in /proc")
+def test_a_run_of_two_whose_one_is_killed_ends_and_goes_on_elsewhere_as_one_process_would(
+    folder,
+):
+    arguments = command(folder, "trainer=ddp", *TWO, "export=null", "benchmark=none", name="two")
+    process = subprocess.Popen(
+        arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    assert "next:" in done.stdout
-    assert (folder / "out" / "open_clip_config.json").exists()
-
-
-def test_two_processes_end_with_the_weights_of_one(folder):
-    """DDP over gloo: same batches, same losses; sums are taken in another order, hence the tolerance."""
-    run(command(folder, "trainer.devices=2", "+trainer.strategy=ddp", "export=null", name="two"))
+    try:
+        wait_for_a_checkpoint(folder / "two", process)
+        os.kill(child_of(process.pid), signal.SIGKILL)
+        said = process.communicate(timeout=100)[1]
+    finally:
+        process.kill()
+    assert process.returncode != 0
+    assert process.returncode == -signal.SIGKILL or "does not hear from the others" in said
+    done = run(command(folder, "trainer=fsdp2", *TWO, "export=null", "resume=auto", name="two"))
+    assert "saved by DDP x 2, taken apart anew for ModelParallel x 2" in done.stdout
     one, two = weights(folder / "small"), weights(folder / "two")
+    assert one.keys() == two.keys()
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, atol=2e-3, rtol=0, msg=name)
-    assert losses(folder / "two") == pytest.approx(losses(folder / "small"), rel=1e-4)
+        torch.testing.assert_close(two[name], value, atol=1e-3, rtol=0, msg=name)
 
 
-def test_tensorboard_is_written(folder):
-    run(command(folder, "logger=tensorboard", "samples=32", "export=null", name="tb"))
-    assert list((folder / "tb").rglob("events.out.tfevents*"))
-
-
-@pytest.mark.parametrize("recipe", ["clip", "debias"])  # all of them take a step in towers/test_chunks
-def test_other_recipes_train(folder, recipe):
-    overrides = ["batch_size=48", "samples=96", "export=null", f"recipe={recipe}"]
-    run(command(folder, *overrides, name=recipe))
-    assert (folder / recipe / "metrics.json").exists()
+def test_zero_3_judges_saves_and_exports(tmp_path):
+    own = "trainer.strategy._target_=engines.ZeroOnProcessors"
+    backend = "+trainer.strategy.process_group_backend=gloo"
+    arguments = command(tmp_path, "trainer=deepspeed_zero3", *TWO, own, backend, "samples=64", name="zero")
+    places = os.pathsep.join(str(ROOT / place) for place in (".", "tests", "tests/strategies"))
+    run(arguments, env=os.environ | {"PYTHONPATH": places, "LONGCLIP_TARGETS": "engines"})
+    assert (tmp_path / "zero" / "export" / "open_clip_config.json").exists()
+    assert (tmp_path / "zero" / "metrics.json").exists()
