@@ -20,7 +20,7 @@ SMALL = [
     "data.prepare.heldout=24",
     "data.prepare.groups=2",
     "batch_size=16",
-    "samples=256",
+    "samples=192",
     "optim.warmup=32",
     "checkpoints.every_steps=3",
     "trainer.log_every_n_steps=1",
@@ -31,7 +31,7 @@ SMALL = [
 NO_GPUS = ["--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1"]
 TWO_NODES = ["--nodes=2", *NO_GPUS]
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-HELD = (2, 5, 7, 10)
+HELD = (2, 5, 9)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def calm(cluster, sbatch, shared, scenes_of_slurm):
 
 @pytest.fixture(scope="module")
 def hard_life(cluster, sbatch, shared, scenes_of_slurm):
-    """The same job with what may befall it: time limit, a signal, a more urgent job, a lost node."""
+    """The same job with what may befall it: the time limit's signal, a more urgent job, a lost node."""
     run = shared / "hard"
     overrides = train(scenes_of_slurm, "hard", "logger=wandb", *hold(run, *HELD))
     job = sbatch(*overrides, options=["--time=60", *TWO_NODES])
@@ -125,15 +125,12 @@ def hard_life(cluster, sbatch, shared, scenes_of_slurm):
     cluster.call("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")  # USR1@120 is due at once
     again(cluster, job, 1)
     held(1)
-    cluster.call("scancel", "--signal=USR1", job)
-    again(cluster, job, 2)
-    held(2)
     everything = ["--partition=urgent", "--nodes=2", "--exclusive", f"--output={shared}/urgent.log"]
     cluster.call("sbatch", *everything, "--wrap=true")
-    again(cluster, job, 3)
-    held(3)
+    again(cluster, job, 2)
+    held(2)
     cluster.lose_node(cluster.nodes[1])
-    again(cluster, job, 4)
+    again(cluster, job, 3)
     cluster.start_node(cluster.nodes[1])
     finish(cluster, job)
     return run, job
@@ -156,24 +153,24 @@ def test_every_start_goes_on_from_the_newest_checkpoint(hard_life, shared):
     log = (shared / "logs" / f"longclip-{job}-0.log").read_text()
     resumed = re.findall(r"\.ckpt at step (\d+)", log)
     # A signal saves after the step that it falls into; the lost node takes what came after step 9 with it.
-    assert resumed == ["4", "7", "9", "9"]
+    assert resumed == ["4", "7", "9"]
 
 
 def test_one_run_directory_and_one_wandb_run_through_all_starts(hard_life):
     run, _ = hard_life
     started = [path.name.rpartition("-")[2] for path in (run / "wandb").glob("offline-run-*")]
-    assert started == [(run / "wandb_id").read_text()] * 5
-    assert len(list(run.glob("config*.yaml"))) == 5
-    assert len(list(run.glob("csv*/metrics.csv"))) == 5, "the curves of all starts are kept"
+    assert started == [(run / "wandb_id").read_text()] * 4
+    assert len(list(run.glob("config*.yaml"))) == 4
+    assert len(list(run.glob("csv*/metrics.csv"))) == 4, "the curves of all starts are kept"
 
 
 def test_each_task_has_one_log_through_all_starts(hard_life, shared):
     _, job = hard_life
     logs = [(shared / "logs" / f"longclip-{job}-{task}.log").read_text() for task in (0, 1)]
-    assert logs[0].count("longclip: hard") == 5
+    assert logs[0].count("longclip: hard") == 4
     batch = (shared / f"longclip-{job}.log").read_text()
-    assert [f"start {start} on 127.0.0.[2-3]" in batch for start in range(1, 6)] == [True] * 5
-    assert batch.count("2 process(es) on 2 node(s)") == 5, "the preflight passes before each"
+    assert [f"start {start} on 127.0.0.[2-3]" in batch for start in range(1, 5)] == [True] * 4
+    assert batch.count("2 process(es) on 2 node(s)") == 4, "the preflight passes before each"
 
 
 def test_zero_2_goes_on_after_a_signal_and_ends_with_the_weights_of_ddp(
