@@ -81,7 +81,7 @@ def _mean(seeds: Iterable[Numbers], names: Sequence[str]) -> float:
 
 
 def plot(benchmark: str, told: Told, path: Path) -> None:
-    """Every recipe's way from the start: recall of what was known across, of whole captions upwards."""
+    """Where every recipe ends, and its way there: recall of what was known across, of whole ones upwards."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -93,8 +93,11 @@ def plot(benchmark: str, told: Told, path: Path) -> None:
         steps = [[numbers] for numbers in told.between.get(name, {}).values()]
         way = [[told.start], *steps, list(seeds.values())]
         known, long = ([_mean(one, parts[part]) for one in way] for part in (across, "long"))
-        axes.plot(known, long, "-", color=f"C{number % 10}", alpha=0.5, linewidth=1)
+        if steps:  # where nothing between was judged, a straight line would be made up
+            axes.plot(known, long, "-", color=f"C{number % 10}", alpha=0.5, linewidth=1)
         axes.plot(known[-1:], long[-1:], "osD^v"[number // 10 % 5], color=f"C{number % 10}", label=name)
+    start = [_mean([told.start], parts[part]) for part in (across, "long")]
+    axes.plot(start[:1], start[1:], "*", color="black", markersize=12, label="the start")
     axes.set(xlabel=f"{RECALL[benchmark]}, {across} (%)", ylabel=f"{RECALL[benchmark]}, whole captions (%)")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=7, ncols=-(-len(told.found) // 28))
