@@ -59,6 +59,13 @@ VARIANTS: Variants = {
     "longclip, no short": ["recipe=longclip", "~recipe.terms.short", "~recipe.captions.short"],
     "dreamlip, no grouping": ["recipe=dreamlip", "~recipe.terms.grouping"],
     "dreamlip, threshold 0.5": ["recipe=dreamlip", "recipe.terms.grouping.threshold=0.5"],
+    "dreamlip, sharper": [
+        "recipe=dreamlip",
+        "recipe.terms.grouping.threshold=0.5",
+        "+recipe.terms.raw.margin=0.5",
+        "+recipe.terms.raw.label_smoothing=0.1",
+    ],
+    "grain, margin": ["recipe=grain", "+recipe.terms.long.margin=0.5"],
 }
 
 LONG = ("scenes/long/i2t_r1", "scenes/long/t2i_r1")
