@@ -42,8 +42,8 @@ def tensors(folder):
     return {name: stored.read(name) for name in stored.shapes}
 
 
-def every_way(engine, world, alone, folder, scenes):
-    """New runs, chunked, and one that goes on from one process; then one process goes on from them."""
+def both_ways(engine, alone, folder, scenes):
+    """A run in chunks, and one that goes on from one process; then one process goes on from the first."""
     ones, wanted = alone
     saved = runs.checkpoints(ones / "longclip")[0]
     jobs = {
@@ -51,9 +51,8 @@ def every_way(engine, world, alone, folder, scenes):
             "dreamlip", STEPS, str(folder / "dreamlip"), str(scenes), micro_batch=3, save_every=SAVED
         ),
         "longclip": Job("longclip", STEPS, str(folder / "longclip"), str(scenes), resume=str(saved)),
-        "siglip": Job("siglip", STEPS, str(folder / "siglip"), str(scenes)),
     }
-    found = fit_on(engine, world, folder, jobs)
+    found = fit_on(engine, 2, folder, jobs)
     for recipe in jobs:
         same(found[recipe], wanted[recipe])
     for name, value in tensors(saved).items():
@@ -61,14 +60,9 @@ def every_way(engine, world, alone, folder, scenes):
     head = next(name for name in tensors(saved) if name.endswith("original0") and "weights" in name)
     assert torch.equal(found["longclip"][f"ended/{head}"], found["longclip"][f"begun/{head}"])
     first = runs.checkpoints(folder / "dreamlip")[0]
-    assert len(list(first.iterdir())) == world
+    assert len(list(first.iterdir())) == 2
     back = fit("one", Job("dreamlip", STEPS, str(folder / "back"), str(scenes), resume=str(first)))
     same(back, wanted["dreamlip"])
-    name = "transformer.resblocks.0.mlp.c_fc.weight"
-    for weights, kind in (("raw", "weights"), ("ema", "ema")):
-        backbone = models.load(str(runs.newest_checkpoint(folder / "siglip")), weights=weights)
-        ended = found["siglip"][f"ended/{kind}/tower.backbone.{name}"]
-        assert torch.equal(backbone.model.get_parameter(name), ended)
 
 
 @pytest.mark.parametrize("name", [path.stem for path in (CONF / "trainer").glob("deepspeed_*.yaml")])
@@ -84,13 +78,25 @@ def test_every_zero_config_says_what_its_name_says(name):
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero2"])
 def test_two_processes_are_one(engine, alone, scenes, tmp_path):
-    every_way(engine, 2, alone, tmp_path, scenes)
+    both_ways(engine, alone, tmp_path, scenes)
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2", pytest.param("zero3", marks=pytest.mark.long)])
+def test_in_stages_two_processes_are_one_and_keep_weights_and_averages(engine, alone, scenes, tmp_path):
+    job = Job("siglip", STEPS, str(tmp_path), str(scenes))
+    (found,) = fit_on(engine, 2, tmp_path, {"siglip": job}).values()
+    same(found, alone[1]["siglip"])
+    name = "transformer.resblocks.0.mlp.c_fc.weight"
+    for weights, kind in (("raw", "weights"), ("ema", "ema")):
+        backbone = models.load(str(runs.newest_checkpoint(tmp_path)), weights=weights)
+        ended = found[f"ended/{kind}/tower.backbone.{name}"]
+        assert torch.equal(backbone.model.get_parameter(name), ended)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("engine", ["zero1", "zero3", "zero3_offload"])
 def test_two_processes_are_one_under_the_other_stages(engine, alone, scenes, tmp_path):
-    every_way(engine, 2, alone, tmp_path, scenes)
+    both_ways(engine, alone, tmp_path, scenes)
 
 
 @pytest.mark.long
