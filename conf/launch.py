@@ -172,9 +172,12 @@ def _config_sentence(error: BaseException, config_name: str) -> str:
     unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", str(error))
     if unknown:
         key = unknown[1] or unknown[2]
-        near = nearest(key, list(config_keys(config_name)))
+        known = list(config_keys(config_name))
         listing = f"python {PROGRAMS[config_name]} --cfg job lists all"
-        return f"unknown config key {key!r}; nearest: {', '.join(near)} ({listing})"
+        sentence = f"unknown config key {key!r}; nearest: {', '.join(nearest(key, known))} ({listing})"
+        if re.match(r"recipe\.(terms|captions)\.\w", key) and key.rpartition(".")[0] in known:
+            sentence += f"; recipes name what they set alone, +{key}=... adds another option of it"
+        return sentence
     listing = f"python {PROGRAMS[config_name]} --help lists the groups and their choices"
     return f"{_first_line(error)} ({listing})"
 

@@ -128,6 +128,7 @@ def run(*arguments):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
+        ("recipe.terms.raw.margin=1", ["unknown config key", "+recipe.terms.raw.margin=... adds"]),
         ("optim.lrr=1", ["unknown config key 'optim.lrr'", "optim.lr"]),
         ("recipe=dreamlipp", ["dreamlipp", "dreamlip"]),
         ("context_length=77", ["context_length", "model.backbone.context_length"]),
