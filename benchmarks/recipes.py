@@ -168,7 +168,7 @@ def markdown(found: Found, paid: Found, images: Mapping[str, int], costs: Mappin
     for name in side_by_side.ranked(found, LONG):
         seeds = found[name]
         cells = [cell(seeds, numbers) for numbers in COLUMNS.values()]
-        equal = cell(paid.get(name, seeds), LONG)
+        equal = cell(seeds if images[name] == images["long"] else paid.get(name, {}), LONG)
         spent = costs[name].flops / costs[name].images / 1e6
         lines.append([name, *cells, f"{_effective(seeds):.0f}", f"{spent:.0f}", f"{images[name]:,}", equal])
     chance = cell(next(iter(found.values()), {}), "scenes/pointing/chance")

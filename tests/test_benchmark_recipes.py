@@ -111,6 +111,8 @@ def test_the_table_ranks_recipes_by_whole_captions_and_tells_equal_flops():
     assert first[:3] == ["| flair", "20.0", "20.0"]
     assert first[-2:] == ["384", "8.0 |"]
     assert second[-1] == "10.0 |", "at equal steps is at equal FLOPs for long"
+    without = recipes.markdown(found, {}, {"long": 640, "flair": 384}, {"long": LONG, "flair": DEAR})
+    assert without.splitlines()[2].endswith("| 384 | - |"), "not run is not what it is at equal steps"
     assert first[-4] == "236", "95 % of the way up a straight line"
 
 
