@@ -38,7 +38,8 @@ def plot(found: Found, paid: Found, parts: Parts, path: Path) -> None:
         axes.grid(axis="both", alpha=0.25)
     panels[0].set_yticks(range(len(names)), names)
     panels[0].set_ylim(-0.7, len(names) - 0.3)
-    figure.supxlabel("filled: equal steps; rings: equal FLOPs; bars: lowest to highest seed", fontsize=9)
+    told = "filled: equal steps; rings: equal FLOPs" if paid else "at equal steps"
+    figure.supxlabel(f"{told}; bars: lowest to highest seed", fontsize=9)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
