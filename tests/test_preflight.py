@@ -82,7 +82,7 @@ SHORT_GRACE = """
 import sys
 from longclip.preflight import __main__, meeting, rounds
 meeting.GRACE = rounds.GRACE = 1.5
-sys.exit(__main__.main(sys.argv[1:]))
+__main__.end(__main__.main(sys.argv[1:]))
 """
 
 
