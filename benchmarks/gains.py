@@ -6,28 +6,42 @@ In: what the start, fine-tuned models and those between were judged to be (`Told
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from . import documents
-from .trainings import Found, Numbers, cell
+from .trainings import Found, Numbers, cell, means
 
 TELLS = """The first line is the pretrained model, stretched as by `long`: {recall} in %, mean of both
 directions. All others are points above or below it, mean over seeds (lowest to highest). Brief: the caption
 cut at 40 tokens. {more} Half way: the mean of the weights of the start and of the first seed's model."""
 
-MORE = {
-    "scenes": """Lost to order: points of R@1 that go when the first sentence moves to place 4, and when all
+
+class Benchmark(NamedTuple):
+    """How the judgements of one benchmark are told."""
+
+    recall: str
+    known: str  # the column of what the start could do already, and a fine-tuned model may forget
+    own: dict[str, tuple[str, ...]]  # columns beside those of all
+    more: str
+
+
+BENCHMARKS = {
+    "scenes": Benchmark(
+        "R@1",
+        "brief",
+        {"lost to order": ("scenes/diagnostics/order/moved/lost", "scenes/diagnostics/order/shuffled/lost")},
+        """Lost to order: points of R@1 that go when the first sentence moves to place 4, and when all
 are shuffled, mean of both.""",
-    "mosaics": "Photos: single ones by single captions, which the model was pretrained on.",
+    ),
+    "mosaics": Benchmark(
+        "R@10",  # a model that has seen few photos has hardly any R@1 to gain or lose
+        "photos",
+        {"photos": ("mosaics/photos/captions/i2t_r10", "mosaics/photos/captions/t2i_r10")},
+        "Photos: single ones by single captions, which the model was pretrained on.",
+    ),
 }
-
-KNOWN = {"scenes": "brief", "mosaics": "photos"}
-"""The column of what the start could do already, and a fine-tuned model may forget."""
-
-RECALL = {"scenes": "R@1", "mosaics": "R@10"}
-"""A model that has seen few photos has hardly any R@1 to gain or lose."""
 
 Between = dict[str, dict[str, Numbers]]
 """Recipe -> share of the fine-tuned model -> what the model between it and the start was judged to be."""
@@ -44,17 +58,17 @@ class Told(NamedTuple):
 def columns(benchmark: str) -> dict[str, tuple[str, ...]]:
     """Column -> the numbers that it is the mean of."""
 
+    told = BENCHMARKS[benchmark]
+    cut = told.recall.replace("@", "").lower()
+
     def recall(view: str) -> tuple[str, ...]:
-        cut = RECALL[benchmark].replace("@", "").lower()
         return tuple(f"{benchmark}/{view}/{way}_{cut}" for way in ("i2t", "t2i"))
 
-    lost = tuple(f"{benchmark}/diagnostics/order/{d}/lost" for d in ("moved", "shuffled"))
-    own = {"scenes": {"lost to order": lost}, "mosaics": {"photos": recall("photos/captions")}}
     return {
         "long": recall("long"),
         "brief": recall("length/40"),
         "first sentence": recall("short"),
-        **own[benchmark],
+        **told.own,
         "swaps": (f"{benchmark}/swaps/accuracy",),
         "pointing": (f"{benchmark}/pointing/accuracy",),
     }
@@ -63,21 +77,21 @@ def columns(benchmark: str) -> dict[str, tuple[str, ...]]:
 def markdown(benchmark: str, told: Told) -> str:
     """What every recipe gains and loses, and so the model half way to it."""
     parts = columns(benchmark)
-    known = KNOWN[benchmark]
+    recall, known, _, more = BENCHMARKS[benchmark]
     head = ["recipe", *parts, "half way: long", f"half way: {known}"]
     lines = [["the start", *(cell({0: told.start}, names) for names in parts.values()), "-", "-"]]
-    ranked = sorted(told.found.items(), key=lambda pair: -_mean(pair[1].values(), parts["long"]))
+    ranked = sorted(told.found.items(), key=lambda pair: -_mean(pair[1], parts["long"]))
     for name, seeds in ranked:
         half = {0: told.between[name]["0.5"]} if name in told.between else {}
         ways = [cell(half, parts[part], told.start) for part in ("long", known)]
         lines.append([name, *(cell(seeds, names, told.start) for names in parts.values()), *ways])
-    tells = TELLS.format(recall=RECALL[benchmark], more=MORE[benchmark])
+    tells = TELLS.format(recall=recall, more=more)
     picture = f"![What is gained and what is lost, recipe by recipe](finetuning-{benchmark}.png)"
     return "\n\n".join([documents.table(head, lines), tells, picture])
 
 
-def _mean(seeds: Iterable[Numbers], names: Sequence[str]) -> float:
-    return statistics.mean(numbers[name] for numbers in seeds for name in names)
+def _mean(seeds: Mapping[int, Numbers], names: Sequence[str]) -> float:
+    return statistics.mean(means(seeds, names))
 
 
 def plot(benchmark: str, told: Told, path: Path) -> None:
@@ -87,18 +101,19 @@ def plot(benchmark: str, told: Told, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    parts, across = columns(benchmark), KNOWN[benchmark]
+    parts = columns(benchmark)
+    recall, across, *_ = BENCHMARKS[benchmark]
     figure, axes = plt.subplots(figsize=(10, 5.5), layout="constrained")
     for number, (name, seeds) in enumerate(told.found.items()):
-        steps = [[numbers] for numbers in told.between.get(name, {}).values()]
-        way = [[told.start], *steps, list(seeds.values())]
+        steps = [{0: numbers} for numbers in told.between.get(name, {}).values()]
+        way = [{0: told.start}, *steps, seeds]
         known, long = ([_mean(one, parts[part]) for one in way] for part in (across, "long"))
         if steps:  # where nothing between was judged, a straight line would be made up
             axes.plot(known, long, "-", color=f"C{number % 10}", alpha=0.5, linewidth=1)
         axes.plot(known[-1:], long[-1:], "osD^v"[number // 10 % 5], color=f"C{number % 10}", label=name)
-    start = [_mean([told.start], parts[part]) for part in (across, "long")]
+    start = [_mean({0: told.start}, parts[part]) for part in (across, "long")]
     axes.plot(start[:1], start[1:], "*", color="black", markersize=12, label="the start")
-    axes.set(xlabel=f"{RECALL[benchmark]}, {across} (%)", ylabel=f"{RECALL[benchmark]}, whole captions (%)")
+    axes.set(xlabel=f"{recall}, {across} (%)", ylabel=f"{recall}, whole captions (%)")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=7, ncols=-(-len(told.found) // 28))
     figure.savefig(path, dpi=130)

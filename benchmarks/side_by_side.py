@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .trainings import Found, Numbers
+from .trainings import Found, means
 
 Parts = Mapping[str, Sequence[str]]
 """Panel -> the numbers that it shows the mean of."""
@@ -29,7 +29,7 @@ def plot(found: Found, paid: Found, parts: Parts, path: Path) -> None:
     for axes, (title, numbers) in zip(panels, parts.items(), strict=True):
         for runs, ring, shift in ((paid, True, -0.22), (found, False, 0.0)):
             for row, name in enumerate(names):
-                if values := seeds(runs.get(name, {}), numbers):
+                if values := means(runs.get(name, {}), numbers):
                     low, middle, high = min(values), statistics.mean(values), max(values)
                     colour = "C1" if ring else "C0"
                     axes.plot([low, high], [row + shift] * 2, color=colour, linewidth=2, alpha=0.45)
@@ -46,9 +46,4 @@ def plot(found: Found, paid: Found, parts: Parts, path: Path) -> None:
 
 def ranked(found: Found, numbers: Sequence[str]) -> list[str]:
     """By the mean over seeds of these numbers, the best first."""
-    return sorted(found, key=lambda name: -statistics.mean(seeds(found[name], numbers)))
-
-
-def seeds(judged: Mapping[int, Numbers], numbers: Sequence[str]) -> list[float]:
-    """Of each seed, the mean of these numbers."""
-    return [statistics.mean(one[name] for name in numbers) for one in judged.values() if numbers[0] in one]
+    return sorted(found, key=lambda name: -statistics.mean(means(found[name], numbers)))

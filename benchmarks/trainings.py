@@ -134,16 +134,23 @@ def cell(
     With `least`, what it is above those numbers.
     """
     names = [names] if isinstance(names, str) else names
-    values = [
-        statistics.mean(numbers[name] - (least[name] if least else 0) for name in names)
-        for numbers in seeds.values()
-        if all(name in numbers for name in names)
-    ]
+    values = means(seeds, names)
     if not values:
         return "-"
+    if least:
+        values = [value - statistics.mean(least[name] for name in names) for value in values]
     signed = "+.1f" if least else ".1f"
     middle = f"{statistics.mean(values):{signed}}"
     return middle if len(values) == 1 else f"{middle} ({min(values):{signed}} to {max(values):{signed}})"
+
+
+def means(seeds: Mapping[int, Mapping[str, float]], names: Sequence[str]) -> list[float]:
+    """Of every seed that has all these numbers, their mean."""
+    return [
+        statistics.mean(numbers[name] for name in names)
+        for numbers in seeds.values()
+        if all(name in numbers for name in names)
+    ]
 
 
 class Curve(NamedTuple):

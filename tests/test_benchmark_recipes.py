@@ -71,6 +71,7 @@ def test_a_cell_is_the_mean_over_seeds_of_the_mean_of_its_numbers():
     assert cell({0: seeds[0]}, "b") == "20.0"
     assert cell(seeds, ("a", "b"), {"a": 20.0, "b": 20.0}) == "+5.0 (-5.0 to +15.0)"
     assert cell(seeds, "c") == "-"
+    assert trainings.means({**seeds, 2: {"a": 1.0}}, ("a", "b")) == [15.0, 35.0], "one that has not both"
 
 
 def test_finished_runs_are_left_alone_and_a_failure_stops_no_other(tmp_path, monkeypatch, capsys):
@@ -222,7 +223,6 @@ def test_beside_mosaics_lie_the_photos_that_they_are_judged_on(photos, tmp_path,
 def test_recipes_are_drawn_best_first_with_and_without_runs_at_equal_flops(tmp_path):
     found = {"low": {0: {"a": 1.0, "b": 3.0}}, "high": {0: {"a": 5.0, "b": 5.0}, 1: {"a": 9.0, "b": 9.0}}}
     assert side_by_side.ranked(found, ("a", "b")) == ["high", "low"]
-    assert side_by_side.seeds(found["high"], ("a",)) == [5.0, 9.0]
     side_by_side.plot(found, {"low": {0: {"a": 2.0}}}, {"A": ("a",), "C": ("c",)}, tmp_path / "p.png")
     with Image.open(tmp_path / "p.png") as drawn:
         assert min(drawn.size) > 100
