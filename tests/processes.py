@@ -5,13 +5,14 @@ quick, and no thread of the test run is copied.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor, distributed, multiprocessing, nn
+from torch.nn.parallel import DistributedDataParallel
 
 Results = dict[str, Tensor]
 WAITS = 1800
@@ -52,3 +53,27 @@ def _child(rank: int, function: Callable[[], object], world: int, folder: str, s
     )
     torch.save(function(), f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
+
+
+def descend(module: Any, batches: Iterable[Any]) -> Results:
+    """The weights of a LongClip after one step of plain SGD on each batch, as data parallelism takes it."""
+    stepper: nn.Module = _Stepper(module)
+    if distributed.is_initialized():
+        stepper = DistributedDataParallel(stepper)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    for batch in batches:
+        optimizer.zero_grad()
+        stepper(batch).backward()
+        optimizer.step()
+    return dict(module.state_dict())
+
+
+class _Stepper(nn.Module):
+    """A module whose forward pass is a training step, which DistributedDataParallel wraps."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch: Any) -> Tensor:
+        return self.module.training_step(batch, 0)

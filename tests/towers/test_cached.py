@@ -7,11 +7,9 @@ import open_clip
 import project
 import pytest
 import torch
-from processes import spawn
+from processes import descend, spawn
 from safetensors.torch import save_file
 from tiny import TINY
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from conf.launch import CONF, instantiate
 from longclip import cli, dist, models, runs
@@ -283,15 +281,6 @@ def test_a_plan_counts_no_image_tower(weights):
     assert costs["lit"].memory(None, False)["pixels"] == 8 * 4 * 24, "of the vectors in their place"
 
 
-class Stepper(nn.Module):
-    def __init__(self, module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, batch):
-        return self.module.training_step(batch, 0)
-
-
 class TwoSteps:
     """Weights after two steps on this process's part of the batches, in chunks where there are several."""
 
@@ -301,14 +290,8 @@ class TwoSteps:
     def __call__(self):
         weights, stores, scenes = self.places
         module = module_of(weights, "projectors", micro_batch=4 if dist.world() > 1 else None)
-        stepper = DistributedDataParallel(Stepper(module)) if dist.world() > 1 else Stepper(module)
-        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
         data = data_of(scenes, module, f"{stores}/projectors", COLUMN["projectors"])
-        for batch in batches(data, 2):
-            optimizer.zero_grad()
-            stepper(batch).backward()
-            optimizer.step()
-        return dict(module.state_dict())
+        return descend(module, batches(data, 2))
 
 
 def test_two_processes_equal_one(weights, stores, scenes, tmp_path):

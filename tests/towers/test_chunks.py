@@ -8,9 +8,7 @@ import hydra
 import open_clip
 import pytest
 import torch
-from processes import Results, spawn
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from processes import Results, descend, spawn
 
 from conf.launch import instantiate
 from longclip import dist
@@ -214,23 +212,10 @@ def test_a_size_of_nothing_is_refused(tiny):
         module_of(DualTower(build(tiny, None, 248)), micro_batch=0)
 
 
-class Stepper(nn.Module):
-    """A module whose forward pass is a training step, as data parallelism wants it."""
-
-    def __init__(self, module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, batch):
-        return self.module.training_step(batch, 0)
-
-
 def two_steps() -> Results:
     """Weights after two steps on this process's part of the batch, in chunks of 3 where there are several."""
     torch.manual_seed(0)
     module = module_of(DualTower(build("ViT-scenes", None, 248)), micro_batch=3 if dist.world() > 1 else None)
-    stepper = DistributedDataParallel(Stepper(module)) if dist.world() > 1 else Stepper(module)
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     batch, rows = made_up(images=10, size=72), dist.rows(10 // dist.world())
     own = list(chunks(batch, 10 // dist.world()))[dist.rank()]
     batch = batch._replace(
@@ -239,11 +224,7 @@ def two_steps() -> Results:
         tokens_T=own.tokens_T,
         lengths_BK=batch.lengths_BK[rows],
     )
-    for _ in range(2):
-        optimizer.zero_grad()
-        stepper(batch).backward()
-        optimizer.step()
-    return dict(module.state_dict())
+    return descend(module, [batch, batch])
 
 
 def test_two_processes_in_chunks_equal_one_process_at_once(tmp_path):
