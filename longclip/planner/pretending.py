@@ -18,9 +18,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..objectives.term import Term
-from ..towers.answers import embed_images, embed_masked, embed_texts
+from ..towers.answers import embed_images, embed_masked, embed_texts, recalled
+from ..towers.chunks import Chunk
 from ..towers.experts import overheard, summed
 from ..towers.image import grid
+from ..towers.start import cut
 from ..training import LongClip
 from ..types import Embeddings, Words
 from .counting import Counts, Line, count, line
@@ -134,8 +136,11 @@ class Pretence:
         with self._autocast():
             made = embed_texts(self.tower, tokens_T, lengths_BK, self.needs)
             for start in self.tower.start:
+                read_K = recalled(self.tower, self.module.slots, lengths_BK.shape[1])
+                part = Chunk(torch.empty(0), tokens_T, lengths_BK, np.zeros(0, np.int64))
+                shown = cut(part, start.tokenizer, read_K)
                 with torch.no_grad():
-                    embed_texts(start, tokens_T, lengths_BK, frozenset())
+                    embed_texts(start, shown.tokens_T, shown.lengths_BK, frozenset())
             return {name: x for name, x in made._asdict().items() if x is not None}
 
     def _embeddings(self, images: int, world: int) -> Embeddings:

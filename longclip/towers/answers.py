@@ -89,11 +89,23 @@ def embed(
 
 
 def embed_start(tower: DualTower, parts: Sequence[Chunk], slots: dict[str, slice]) -> Embeddings:
-    """The same of the weights at the start of the run, global features alone, without gradient."""
+    """The same of the weights at the start of the run, global features alone, without gradient.
+
+    Of captions in groups that are not asked of it (`tower.recalled`) there are none.
+    """
     (start,) = tower.start
-    shown = [cut(part, start.tokenizer) for part in parts]
+    read_K = recalled(tower, slots, parts[0].lengths_BK.shape[1])
+    shown = [cut(part, start.tokenizer, read_K) for part in parts]
     with torch.no_grad():
         return embed(start.to(tower.backbone.logit_scale.device), shown, slots, frozenset())
+
+
+def recalled(tower: DualTower, slots: dict[str, slice], width: int) -> NDArray[np.bool_]:
+    """Of so many slots, those whose captions the start reads."""
+    read_K = np.zeros(width, np.bool_)
+    for group in slots if tower.recalled is None else tower.recalled:
+        read_K[slots[group]] = True
+    return read_K
 
 
 def embed_images(

@@ -85,6 +85,7 @@ class DualTower(nn.Module):
         for name in ("hidden_D", "corners_MD"):  # made where a term reads it; trained, never exported
             self.register_parameter(name, None)
         self.start: list[DualTower] = []  # in a list, so that it is neither trained nor saved
+        self.recalled: frozenset[str] | None = None  # caption groups that it reads; None: all
         lock(self.backbone, freeze)
         adapt(self.backbone, lora)
         self.cached = column_of(self.backbone.visual, cached, self.model_cfg["embed_dim"])
@@ -103,8 +104,12 @@ class DualTower(nn.Module):
     def context_length(self) -> int:
         return self.tokenizer.context_length
 
-    def check_needs(self, needs: frozenset[str]) -> None:
-        """Make ready for what the terms will ask for. Raises UserError, see `needs.make_ready`."""
+    def check_needs(self, needs: frozenset[str], recalled: frozenset[str] | None = None) -> None:
+        """Make ready for what the terms will ask for, of the start in these caption groups alone.
+
+        Raises UserError, see `needs.make_ready`.
+        """
+        self.recalled = recalled
         make_ready(self, needs)
 
     def forward(

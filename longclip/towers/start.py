@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -56,10 +57,16 @@ def _still(x: Tensor) -> nn.Parameter:
     return nn.Parameter(x, requires_grad=False)
 
 
-def cut(part: Chunk, tokenizer: Tokenizer) -> Chunk:
-    """What a tower with the context of `tokenizer` reads: longer captions are cut before their end token."""
-    long_X, context = part.lengths_BK.ravel().astype(np.int64), tokenizer.context_length
-    short_X = long_X.clip(max=context)
+def cut(part: Chunk, tokenizer: Tokenizer, read_K: NDArray[np.bool_] | None = None) -> Chunk:
+    """What a tower with the context of `tokenizer` reads: longer captions are cut before their end token.
+
+    Of slots where `read_K` is False it reads no captions.
+    """
+    long_BK = part.lengths_BK.astype(np.int64)
+    short_BK = long_BK.clip(max=tokenizer.context_length)
+    if read_K is not None:
+        short_BK *= read_K
+    long_X, short_X = long_BK.ravel(), short_BK.ravel()
     if (short_X == long_X).all():
         return part
     place_T = np.arange(short_X.sum()) - np.repeat(short_X.cumsum() - short_X, short_X)
@@ -67,6 +74,4 @@ def cut(part: Chunk, tokenizer: Tokenizer) -> Chunk:
     place_T += np.repeat(long_X - short_X, short_X) * ending_T
     source_T = torch.from_numpy(np.repeat(long_X.cumsum() - long_X, short_X) + place_T)
     tokens_T = part.tokens_T.index_select(0, source_T.to(part.tokens_T.device, non_blocking=True))
-    return part._replace(
-        tokens_T=tokens_T, lengths_BK=short_X.reshape(part.lengths_BK.shape).astype(np.int32)
-    )
+    return part._replace(tokens_T=tokens_T, lengths_BK=short_BK.astype(np.int32))

@@ -11,6 +11,7 @@ from test_chunks import made_up
 from tiny import TINY
 from torch.nn import functional as F
 
+from longclip.objectives import Anchored, Contrastive
 from longclip.optim import AdamW
 from longclip.tokens import Tokenizer, pack
 from longclip.towers.chunks import chunks
@@ -18,6 +19,7 @@ from longclip.towers.clip import DualTower
 from longclip.towers.lora import Lora
 from longclip.towers.pretrained import build
 from longclip.towers.start import cut
+from longclip.training import LongClip
 from longclip.types import Text
 
 SHORT, LONG = 32, 68  # keep 20 and take the other 12 four times
@@ -107,6 +109,24 @@ def test_chunks_of_it_are_those_of_the_whole(published):
     whole, parts = (tower(batch, SLOTS, START, size).start for size in (None, 3))
     torch.testing.assert_close(parts.text_BKE, whole.text_BKE, atol=1e-7, rtol=0)
     torch.testing.assert_close(parts.image_BE, whole.image_BE, atol=1e-7, rtol=0)
+
+
+def test_it_reads_the_captions_of_terms_that_ask_for_it_alone(published, monkeypatch):
+    tower, batch = DualTower(build(None, f"local-dir:{published[1]}", LONG)), batch_of(longest=60)
+    tower.check_needs(START)
+    whole = tower(batch, SLOTS, START)
+    terms = {"long": Contrastive("long"), "kept": Anchored("sub")}
+    module = LongClip(tower, terms, SLOTS, AdamW(lr=1e-3, warmup=0, samples=10), seed=0)
+    read, encode = [], tower.start[0].encode_text
+    monkeypatch.setattr(
+        tower.start[0], "encode_text", lambda tokens_T, n_S: read.append(n_S) or encode(tokens_T, n_S)
+    )
+    found = tower(batch, SLOTS, module.needs)
+    wanted = batch.lengths_BK[:, SLOTS["sub"]].clamp(max=SHORT)
+    assert [n_S.tolist() for n_S in read] == [wanted[wanted > 0].tolist()]
+    torch.testing.assert_close(found.start.text("sub"), whole.start.text("sub"), atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.text_BKE, whole.text_BKE, atol=0, rtol=0)
+    assert not found.start.text("long").any()
 
 
 @pytest.mark.parametrize("context", [10, 29, 200])
