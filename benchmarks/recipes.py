@@ -101,8 +101,9 @@ reached."""
 
 def main() -> None:
     options = _options()
-    variants = with_sidecars({name: VARIANTS[name] for name in options.recipes}, options.sidecars)
-    costs = {name: cost(own, tellings=1) for name, own in ({"long": VARIANTS["long"]} | variants).items()}
+    chosen = dict.fromkeys(["long", *options.recipes])  # all others are told beside it
+    variants = with_sidecars({name: VARIANTS[name] for name in chosen}, options.sidecars)
+    costs = {name: cost(own, tellings=1) for name, own in variants.items()}
     paying = {} if options.steps_only else variants
     steps = [job for seed in options.seeds for job in at_equal_steps(variants, seed, options)]
     flops = [job for seed in options.seeds for job in at_equal_flops(paying, costs, seed, options)]

@@ -117,6 +117,24 @@ def test_the_table_ranks_recipes_by_whole_captions_and_tells_equal_flops():
     assert first[-4] == "236", "95 % of the way up a straight line"
 
 
+def test_one_recipe_alone_is_told_beside_long(tmp_path, monkeypatch, capsys):
+    lengths = {f"scenes/length/{n}/{way}_r1": 5.0 for n in (20, 248) for way in ("i2t", "t2i")}
+    for name, r1 in {"long": 10.0, "hn": 20.0}.items():
+        numbers = {"scenes/long/i2t_r1": r1, "scenes/long/t2i_r1": r1, **lengths}
+        judged(tmp_path / "runs" / f"{name}-seed0", 7_200, **numbers)
+    (marks := tmp_path / "marks.md").write_text("<!-- scenes: made by this -->\n<!-- /scenes -->\n")
+    monkeypatch.setattr(recipes, "cost", lambda *_, **__: LONG)
+    places = ["--runs", tmp_path / "runs", "--out", tmp_path, "--markdown", marks]
+    monkeypatch.setattr(
+        "sys.argv", ["recipes", "--recipes", "hn", "--seeds", "0", "--report", *map(str, places)]
+    )
+    recipes.main()
+    assert [line.split(" | ")[:2] for line in capsys.readouterr().out.splitlines()[2:4]] == [
+        ["| hn", "20.0"],
+        ["| long", "10.0"],
+    ]
+
+
 @pytest.mark.parametrize(("start", "judged"), [(True, [0, 64]), (False, [64])])
 def test_runs_from_one_start_need_not_judge_it_each(start, judged, tmp_path, monkeypatch):
     judge, found = callbacks.Judge(str(tmp_path), {}, every=64, start=start), []
