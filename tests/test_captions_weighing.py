@@ -42,6 +42,15 @@ def test_texts_keep_the_weight_of_the_caption_that_they_come_from() -> None:
     assert len(Scored(Sentences(3), low=0.2, high=0.3)(IMAGE, random.Random(0))) == 3
 
 
+def test_what_an_earlier_caption_has_said_is_not_said_again() -> None:
+    texts = Scored(Sentences(4), low=0, high=1)(
+        [made(0.5, 100), made(0.9, 101), made(1, 200)], random.Random(0)
+    )
+    said = [text.ids[0] for text in texts if text]
+    assert len(texts) == 4
+    assert sorted(said) == [100, 101, 102], "101 is in both, and its slot stays empty the second time"
+
+
 def test_a_sampler_draws_by_weight_and_spends_it() -> None:
     policy = Scored(Whole(), low=0, high=1, draw=True)
     image = [made(0.2, 100), made(0.6, 200), made(0.0, 300)]

@@ -20,7 +20,8 @@ class Scored:
 
     The weight rises linearly from 0 for a score of `low` and below to 1 for one of `high` and above; a
     caption without score counts as 1. Captions of weight 0 are never shown. `policy` sees one caption after
-    another, in the order in which they are shown, until there are enough texts.
+    another, in the order in which they are shown, until there are enough texts. A text that an earlier
+    caption has said leaves its slot empty: twice the same would be a false negative.
 
     Args:
         policy: chooses among the texts of one caption.
@@ -57,11 +58,19 @@ class Scored:
         texts: list[Text | None] = []
         for weight, caption in weighed:
             if len(texts) < self.count:
-                found = self.policy([caption], rng, progress)
-                texts += [text and text._replace(weight=text.weight * weight) for text in found]
+                shown = {_content(text) for text in texts if text}
+                found = [
+                    text and text._replace(weight=text.weight * weight)
+                    for text in self.policy([caption], rng, progress)
+                ]
+                texts += [text if text and _content(text) not in shown else None for text in found]
         return texts[: self.count]
 
     def _weight(self, caption: Caption) -> float:
         if caption.score is None:
             return 1.0
         return min(1.0, max(0.0, (caption.score - self.low) / (self.high - self.low)))
+
+
+def _content(text: Text) -> tuple[bytes, str | None]:
+    return text.ids.tobytes(), text.words

@@ -20,7 +20,7 @@ from ..types import Embeddings, Words
 from .cached import project
 from .chunks import Chunk, in_backward_again
 from .corners import cornered, encode_corners
-from .experts import overheard, summed
+from .experts import overheard, summed, unheard
 from .glimpse import encode_glimpse
 from .image import encode_patches, grid
 from .start import cut
@@ -162,12 +162,11 @@ def _encode_texts(
     tower: DualTower, tokens_T: Tensor, lengths_S: NDArray[np.int32], needs: frozenset[str]
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(text_SE, words_TE, corners_SME) of captions without slots."""
+    if len(lengths_S) == 0:
+        return _encode_nothing(tower, tokens_T, needs)
     if not {"words", "corners"} & needs:
         return tower.encode_text(tokens_T, lengths_S), None, None
     corners = tower.corners_MD if "corners" in needs else None
-    if len(lengths_S) == 0:
-        nothing = tower.encode_text(tokens_T, lengths_S)
-        return nothing, nothing, None if corners is None else nothing[:, None].expand(0, len(corners), -1)
     layout, corners_SME = laid_out(tower.backbone, lengths_S, tokens_T.device), None
     if corners is None:
         words_TE = tower.encoders.words(tower.backbone, tokens_T, layout)
@@ -175,6 +174,27 @@ def _encode_texts(
         words_TE, corners_SME = tower.encoders.corners(tower.backbone, tokens_T, corners, cornered(layout))
         corners_SME = F.normalize(corners_SME.float(), dim=-1)
     return F.normalize(words_TE.index_select(0, layout.ends_S).float(), dim=-1), words_TE, corners_SME
+
+
+def _encode_nothing(
+    tower: DualTower, tokens_T: Tensor, needs: frozenset[str]
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The same of no caption at all, with a graph: none of an empty caption's rows.
+
+    Every process takes part in what the backward pass exchanges (gathered rows, the gradients of the same
+    parameters), though its own images have no captions of these groups.
+    """
+    empty = [*tower.tokenizer.prefix, *tower.tokenizer.suffix] or [tower.tokenizer.pad_id]
+    empty_T = torch.tensor(empty, dtype=tokens_T.dtype, device=tokens_T.device)
+    with unheard(tower.backbone):
+        text_1E, words_TE, corners_1ME = _encode_texts(
+            tower, empty_T, np.array([len(empty)], np.int32), needs
+        )
+    return (
+        text_1E[:0],
+        None if words_TE is None else words_TE[:0],
+        None if corners_1ME is None else corners_1ME[:0],
+    )
 
 
 def _at_once(encode: Callable[..., Any], *args: Any) -> Any:

@@ -152,6 +152,19 @@ def overheard(model: nn.Module, wanted: bool) -> Iterator[list[list[Tensor]]]:
             module.heard = None
 
 
+@contextmanager
+def unheard(model: nn.Module) -> Iterator[None]:
+    """Inside `overheard`, what is not to be heard."""
+    kept = [(module, module.heard) for module in model.modules() if isinstance(module, Routed)]
+    for module, _ in kept:
+        module.heard = None
+    try:
+        yield
+    finally:
+        for module, heard in kept:
+            module.heard = heard
+
+
 def summed(heard: Sequence[Sequence[Tensor]]) -> Tensor | None:
     """Of every block how many tokens asked each expert, and the sum of its probabilities: routing_A2N."""
     known = next((call for calls in heard for call in calls), None)

@@ -25,7 +25,7 @@ from longclip.towers.clip import DualTower
 from longclip.towers.pretrained import build
 from longclip.training import LongClip
 
-IMAGES = 12
+IMAGES, WORLD = 12, 3
 RECIPES = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
 
 TEXT_ALONE = {"tulip"}
@@ -44,9 +44,10 @@ def recipe(name):
 
 
 def ragged(samples):
-    """One image without any caption, one that lacks every other slot."""
-    bare, gappy = samples[1], samples[4]
-    samples[1] = bare._replace(texts=(None,) * len(bare.texts))
+    """One image that lacks every other slot; one without any caption, and so all of the last process's."""
+    gappy = samples[4]
+    for index in (1, *range(IMAGES - IMAGES // WORLD, IMAGES)):
+        samples[index] = samples[index]._replace(texts=(None,) * len(gappy.texts))
     samples[4] = gappy._replace(texts=tuple(t if k % 2 == 0 else None for k, t in enumerate(gappy.texts)))
     return samples
 
@@ -104,9 +105,9 @@ def alone(scenes, tmp_path_factory):
 
 
 def test_loss_and_gradients_of_every_recipe_are_those_of_one_process(alone, scenes, tmp_path):
-    """On two; on four, every term is in test_dist and a whole training in test_engines."""
+    """On three; on four, every term is in test_dist and a whole training in test_engines."""
     configs, wanted = alone
-    found = spawn(partial(steps, configs, str(scenes), str(tmp_path)), 2, tmp_path)[0]
+    found = spawn(partial(steps, configs, str(scenes), str(tmp_path)), WORLD, tmp_path)[0]
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         torch.testing.assert_close(
