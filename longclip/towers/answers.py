@@ -22,7 +22,7 @@ from .chunks import Chunk, in_backward_again
 from .corners import cornered, encode_corners
 from .experts import overheard, summed, unheard
 from .glimpse import encode_glimpse
-from .image import encode_patches, grid
+from .image import encode_patches, grid, keep
 from .start import cut
 from .text import encode_packed, encode_words, laid_out
 
@@ -62,7 +62,10 @@ def embed(
     scale = tower.backbone.logit_scale  # shows `in_backward_again` the device
     with overheard(tower.backbone, "routing" in needs) as heard:
         # Images and texts in turns of their own: the activations of one tower at a time.
-        images = [run(embed_images, tower, part.pixels_BCHW, needs, scale, part.stored_BF) for part in parts]
+        images = [
+            run(embed_images, tower, part.pixels_BCHW, needs, scale, part.stored_BF, part.draws_B)
+            for part in parts
+        ]
         masked = [
             run(embed_masked, tower, part.pixels_BCHW, part.draws_B, scale)
             for part in parts
@@ -114,13 +117,16 @@ def embed_images(
     needs: frozenset[str],
     near: Tensor | None = None,
     stored_BF: Tensor | None = None,
+    draws_B: NDArray[np.int64] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """(image_BE, patches_BPE where asked for); where features are stored, of them and not of the pixels.
 
-    `near` is not read: it lies where the weights do.
+    `near` is not read: it lies where the weights do. `draws_B`: by which patch dropout chooses.
     """
     if stored_BF is not None:
         return project(tower, stored_BF), None
+    if draws_B is not None:
+        keep(tower.backbone.visual, pixels_BCHW.shape[-2:], draws_B, tower.mean_C11.device)
     if "patches" not in needs:
         return tower.encode_image(pixels_BCHW), None
     image_BE, patches_BPE = encode_patches(tower.backbone.visual, tower.normalise(pixels_BCHW))

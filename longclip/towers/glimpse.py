@@ -16,7 +16,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..types import UserError
-from .image import placed
+from .image import placed, some
 
 
 class Glimpse(NamedTuple):
@@ -54,7 +54,9 @@ def encode_glimpse(
     """Normalised pixels -> masked_BE, with `token_D` in the place of the hidden patches or without them."""
     map_BDHW = visual.conv1(pixels_BCHW)
     patches = map_BDHW[0, 0].numel()
-    seen_BQ = _seen(draws_B, patches, hidden).to(map_BDHW.device, non_blocking=True)
+    seen_BQ = some(draws_B, patches, max(1, round((1 - hidden) * patches))).to(
+        map_BDHW.device, non_blocking=True
+    )
     if token_D is not None:
         hidden_BP = torch.ones(len(seen_BQ), patches, dtype=torch.bool, device=seen_BQ.device)
         hidden_B1HW = hidden_BP.scatter(1, seen_BQ, False).view_as(map_BDHW[:, 0])[:, None]
@@ -65,13 +67,3 @@ def encode_glimpse(
         tokens_BPD = tokens_BPD.take_along_dim(kept_BQ1, 1)
     pooled_BD, _ = visual._pool(visual.transformer(visual.ln_pre(tokens_BPD)))
     return pooled_BD if visual.proj is None else pooled_BD @ visual.proj
-
-
-def _seen(draws_B: NDArray[np.int64], patches: int, hidden: float) -> Tensor:
-    """Which patches every image shows, [B, Q]: at least one, drawn without replacement."""
-    count = max(1, round((1 - hidden) * patches))
-    rows = []
-    for draw in draws_B.tolist():
-        generator = torch.Generator().manual_seed(draw)
-        rows.append(torch.randperm(patches, generator=generator)[:count])
-    return torch.stack(rows)

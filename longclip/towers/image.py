@@ -8,16 +8,35 @@ interpolation on the way: what is trained and exported stays the tower's own tab
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from types import MethodType
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from open_clip.transformer import PatchDropout, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..types import UserError
+
+
+class Dropout(PatchDropout):
+    """open_clip's patch dropout (FLIP, Li et al. 2023, arXiv 2212.00794), told which patches to keep.
+
+    open_clip asks the process's generator, so that the patches depend on how many processes or chunks share
+    the batch. Attribute `kept_BQ`: what `keep` says of the images to come.
+    """
+
+    kept_BQ: Tensor | None = None
+
+    def forward(self, x_BPD: Tensor) -> Tensor:
+        if not self.training or self.prob == 0 or self.kept_BQ is None:
+            return super().forward(x_BPD)
+        kept_BQ1 = F.pad(self.kept_BQ + 1, (1, 0))[..., None]  # the class token stays
+        return x_BPD.take_along_dim(kept_BQ1, 1)
 
 
 def take_any_side(visual: nn.Module) -> None:
@@ -28,6 +47,28 @@ def take_any_side(visual: nn.Module) -> None:
     """
     if isinstance(visual, VisionTransformer):
         visual._embeds = MethodType(_tokens, visual)
+        visual.patch_dropout = Dropout(getattr(visual.patch_dropout, "prob", 0.0))
+
+
+def keep(visual: Any, side: Sequence[int], draws_B: NDArray[np.int64], device: torch.device) -> None:
+    """Choose by a number of each image's own which patches training shows; nothing without dropout.
+
+    side: pixels down and across.
+    """
+    dropout = getattr(visual, "patch_dropout", None)
+    if isinstance(dropout, Dropout) and dropout.training and dropout.prob:
+        patches = math.prod(pixels // patch for pixels, patch in zip(side, visual.patch_size, strict=True))
+        count = max(1, int(patches * (1 - dropout.prob)))
+        dropout.kept_BQ = some(draws_B, patches, count).to(device, non_blocking=True)
+
+
+def some(draws_B: NDArray[np.int64], patches: int, count: int) -> Tensor:
+    """So many patches of each image, [B, Q], drawn without replacement as its number says."""
+    rows = []
+    for draw in draws_B.tolist():
+        generator = torch.Generator().manual_seed(draw)
+        rows.append(torch.randperm(patches, generator=generator)[:count])
+    return torch.stack(rows)
 
 
 def _tokens(visual: VisionTransformer, pixels_BCHW: Tensor) -> Tensor:
@@ -82,7 +123,7 @@ def positions(table_PD: Tensor, own: Sequence[int], grid: Sequence[int]) -> Tens
 
 
 def patch_dropout(visual: nn.Module) -> PatchDropout:
-    """The module whose `prob` is the share of patches left out in training; put in where there is none.
+    """The module whose `prob` is the share of patches left out in training.
 
     Raises:
         UserError: this tower has none of open_clip's.
@@ -92,9 +133,8 @@ def patch_dropout(visual: nn.Module) -> PatchDropout:
             f"curriculum.patch_dropout needs a ViT of open_clip's own, and the image tower is a "
             f"{type(visual).__name__}; leave it out (curriculum.patch_dropout=null) or choose ViT-B-16"
         )
-    if not isinstance(visual.patch_dropout, PatchDropout):
-        visual.patch_dropout = PatchDropout(0.0)
-    return visual.patch_dropout
+    dropout: PatchDropout = visual.patch_dropout
+    return dropout
 
 
 def check_sizes(visual: nn.Module, sizes: Sequence[int]) -> None:

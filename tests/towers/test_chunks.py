@@ -141,17 +141,17 @@ def test_padded_towers(tiny):
     check(module_of(tower), made_up(images=6), [1, 4], tolerance=1e-6)
 
 
-def test_patch_dropout_is_the_same_again_in_the_backward_pass(tiny, monkeypatch):
+@pytest.mark.parametrize("size", [24, 36])  # 4 patches and 9
+def test_patch_dropout_leaves_out_the_same_patches_in_chunks(tiny, size):
     module = module_of(DualTower(build(tiny, None, 248, patch_dropout=0.5)).double())
-    torch.manual_seed(1)
-    loss, grads = step(module, made_up(), 3)
-    monkeypatch.setattr(answers, "in_backward_again", lambda encode, *args: encode(*args))
-    torch.manual_seed(1)
-    kept_loss, kept = step(module, made_up(), 3)
-    torch.testing.assert_close(loss, kept_loss, rtol=1e-6, atol=0)
-    torch.testing.assert_close(grads, kept, rtol=1e-5, atol=1e-8)
-    other_loss, _ = step(module, made_up(), 3)
-    assert abs(other_loss - loss) > 1e-4, "this dropout does something"
+    batch = made_up(size=size)._replace(draws_B=torch.arange(IMAGES))
+    loss, grads = step(module, batch, None)
+    for chunk in (3, 1):
+        in_chunks, kept = step(module, batch, chunk)
+        torch.testing.assert_close(in_chunks, loss, rtol=1e-6, atol=0)
+        torch.testing.assert_close(kept, grads, rtol=1e-5, atol=1e-8)
+    other, _ = step(module, batch._replace(draws_B=torch.arange(IMAGES) + 1), None)
+    assert abs(other - loss) > 1e-4, "this dropout does something"
 
 
 def test_under_autocast_gradients_of_chunks_add_up_in_float32(tiny):
