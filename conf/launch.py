@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import inspect
 import os
 import re
 import sys
@@ -78,13 +79,26 @@ def instantiate(config: Any, **extra: Any) -> Any:
     """Build what a config node describes; no OmegaConf object reaches the package, only plain values.
 
     Raises:
-        UserError: a `_target_` comes from elsewhere than HOMES.
+        UserError: a `_target_` comes from elsewhere than HOMES, or a part of a recipe has none.
     """
+    _check_parts(config)
     for target in _targets(OmegaConf.to_container(config, resolve=True) if config is not None else None):
         _check_target(target)
     if extra:  # handed over afterwards: Hydra would merge them into the config and turn objects into nodes
         return hydra.utils.instantiate(config, _convert_="all", _partial_=True)(**extra)
     return hydra.utils.instantiate(config, _convert_="all")
+
+
+def _check_parts(config: Any) -> None:
+    """An option of a term or caption group that is not there makes one, which is only that option."""
+    where = config._get_full_key(None) if isinstance(config, DictConfig) else ""
+    for name, part in config.items() if where in ("recipe.terms", "recipe.captions") else ():
+        if not isinstance(part, DictConfig) or "_target_" not in part:
+            named = ", ".join(str(key) for key in config if key != name) or "nothing else"
+            raise UserError(
+                f"{where}.{name} has no _target_, so nothing can be built of it; this recipe has {named}. "
+                f"Name one of these, or give the new one a class ('+{where}.{name}={{_target_: ...}}')"
+            )
 
 
 def evaluators(config: Any) -> dict[str, Any]:
@@ -138,6 +152,8 @@ def explain(error: BaseException, config_name: str) -> str | None:
                 "its keys, longclip doctor looks at this machine)"
             )
     if isinstance(error, InstantiationException):  # it names the class, and its cause what went wrong
+        if option := _unknown_option(str(error)):
+            return option
         return f"{_first_line(error)} {_first_line(causes[-1])}"
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return _config_sentence(error, config_name)
@@ -167,17 +183,38 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def _unknown_option(said: str) -> str | None:
+    """The sentence for an option that a class does not have; `said` is Hydra's."""
+    found = re.search(
+        r"target '([\w.]+)'.*unexpected keyword argument '(\w+)'.*full_key: (\S+)", said, re.DOTALL
+    )
+    if found is None:
+        return None
+    target, option, key = found.groups()
+    known = [name for name in inspect.signature(hydra.utils.get_object(target)).parameters if name != option]
+    return f"{key} has no option {option!r}: {target.rpartition('.')[2]} has {', '.join(known)}"
+
+
 def _config_sentence(error: BaseException, config_name: str) -> str:
     """Hydra's message with the nearest names that do exist."""
     unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", str(error))
     if unknown:
-        key = unknown[1] or unknown[2]
+        inner = re.search(r"full_key: (\S+)", str(error.__cause__))  # of what was given in braces
+        key = inner[1] if inner else unknown[1] or unknown[2]
         known = list(config_keys(config_name))
         listing = f"python {PROGRAMS[config_name]} --cfg job lists all"
         sentence = f"unknown config key {key!r}; nearest: {', '.join(nearest(key, known))} ({listing})"
         if re.match(r"recipe\.(terms|captions)\.\w", key) and key.rpartition(".")[0] in known:
             sentence += f"; recipes name what they set alone, +{key}=... adds another option of it"
+            if unknown[1] in known:
+                sentence += f", '++{unknown[1]}={{...}}' puts another in its place"
         return sentence
+    missing = re.search(r"Could not find '([\w/]+)/([^'/]+)'", str(error))
+    if missing:
+        choices = sorted(path.stem for path in (CONF / missing[1]).glob("*.yaml"))
+        near = difflib.get_close_matches(missing[2], choices) or choices
+        said = "there are" if near == choices else "nearest"
+        return f"there is no {missing[1]}={missing[2]}; {said}: {', '.join(near)}"
     listing = f"python {PROGRAMS[config_name]} --help lists the groups and their choices"
     return f"{_first_line(error)} ({listing})"
 

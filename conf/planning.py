@@ -5,6 +5,7 @@ In: the composed config. Out: a table and sentences on the terminal, or lines in
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import Any
 
@@ -43,7 +44,7 @@ def plan(config: DictConfig) -> None:
     console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(report.table(costs, choice, told))
     given = [word for word in sys.argv[1:] if word.partition("=")[0] not in _ANSWERED]
-    command = " ".join(["python train.py", *given, *report.overrides(choice)])
+    command = shlex.join(["python", "train.py", *given, *report.overrides(choice)])
     for line in report.sentences(costs, choice, told, command):
         console.print(line, highlight=False, soft_wrap=True)
 

@@ -6,6 +6,7 @@ arrives as arguments; this file knows no recipe by name.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from itertools import chain
 from typing import Any
@@ -22,6 +23,8 @@ from .strategies import sharding
 from .towers.chunks import check_chunkable
 from .towers.clip import DualTower
 from .types import Batch, Elsewhere, UserError
+
+log = logging.getLogger(__name__)
 
 
 class LongClip(lightning.LightningModule):
@@ -193,6 +196,8 @@ def _seed_all(seed: int, device: torch.device) -> None:
 
 
 def _check_groups(terms: Mapping[str, Term], slots: dict[str, slice]) -> None:
+    for group in sorted(set(slots).difference(*(term.groups for term in terms.values()))):
+        log.warning("no term reads the caption group %r: ~recipe.captions.%s saves its tokens", group, group)
     for name, term in terms.items():
         for group in term.groups:
             if group not in slots:

@@ -1,12 +1,14 @@
 """Every file in conf/ composes and instantiates, every recipe trains a step, every mistake is a sentence."""
 
 import errno
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import hydra
 import pytest
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from conf import launch
@@ -130,7 +132,7 @@ def run(*arguments):
     [
         ("recipe.terms.raw.margin=1", ["unknown config key", "+recipe.terms.raw.margin=... adds"]),
         ("optim.lrr=1", ["unknown config key 'optim.lrr'", "optim.lr"]),
-        ("recipe=dreamlipp", ["dreamlipp", "dreamlip"]),
+        ("recipe=dreamlipp", ["there is no recipe=dreamlipp; nearest: dreamlip"]),
         ("context_length=77", ["context_length", "model.backbone.context_length"]),
     ],
 )
@@ -140,6 +142,28 @@ def test_a_typo_is_one_sentence_without_traceback(override, words):
     assert "Traceback" not in done.stderr
     for word in words:
         assert word in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ["recipe=dreamlip", "++recipe.terms.long.margin=1"],
+            "recipe.terms.long has no _target_, .*raw, sub",
+        ),
+        (["recipe=long", "++recipe.terms.long.margn=1"], "recipe.terms.long has no option 'margn': .*margin"),
+        (
+            ["recipe=lotlip", "recipe.captions.raw={_target_:longclip.captions.Source,name:raw}"],
+            r"'recipe.captions.raw.name'; .*'\+\+recipe.captions.raw=\{\.\.\.\}' puts another in its place",
+        ),
+    ],
+)
+def test_a_recipes_wrong_option_is_named_with_those_that_there_are(overrides, words, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", *overrides])
+    mistakes = (UserError, HydraException)
+    with pytest.raises(mistakes) as raised, hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        launch.instantiate(hydra.compose("train", overrides).recipe.terms)
+    assert re.search(words, launch.explain(raised.value, "train"))
 
 
 def test_help_lists_the_groups_and_does_not_import_torch():

@@ -94,6 +94,9 @@ def test_the_command_lists_all_and_explains_one(capsys):
     assert "Goes wrong:" in told
     assert re.search(r"sub +Sentences\(count=2, merge=1\)", told)
     assert "python train.py recipe=dreamlip" in told
+    assert main(["recipes", "mcl"]) == 0
+    typed = " ".join(capsys.readouterr().out.split())
+    assert "train.py recipe=mcl model=vit_b16 data.sidecar.stores=[STORE] name=mine" in typed
     assert main(["recipes", "lora"]) == 0
     assert re.search(r"model\.lora\.rank +16", capsys.readouterr().out)
 

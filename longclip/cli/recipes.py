@@ -62,6 +62,11 @@ def _explain(console: Any, name: str) -> None:
             for key, value in rows.items():
                 table.add_row(Text(key), Text(value))
             console.print(Text(f"\n{label}:", "bold"), Padding(table, (0, 0, 0, 2)))
+    asked = {
+        "model.backbone.weights": " model=vit_b16",
+        "data.sidecar.stores": " data.sidecar.stores=[STORE]",
+    }
+    given = "".join(override for need, override in asked.items() if need in recipe.needs)
     console.print(
-        f"\n{path} says what its values mean\npython train.py recipe={name} name=mine", markup=False
+        f"\n{path} says what its values mean\npython train.py recipe={name}{given} name=mine", markup=False
     )

@@ -130,4 +130,7 @@ def _cluster(options: argparse.Namespace) -> None:
         f"{options.out}: {found.labels:,} clusters of {found.smallest:,} to {found.largest:,} samples, "
         f"{found.missing:,} of {found.rows:,} rows without one"
     )
-    print(f"next: data.sidecar.stores=[{options.out}] data.plan.batches={COLUMN}, or recipe=mcl")
+    print(
+        f"next: python train.py recipe=mcl model=vit_b16 data.sidecar.stores=[{options.out}], or "
+        f"data.plan.batches={COLUMN} with any recipe"
+    )

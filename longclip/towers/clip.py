@@ -86,6 +86,13 @@ class DualTower(nn.Module):
             self.register_parameter(name, None)
         self.start: list[DualTower] = []  # in a list, so that it is neither trained nor saved
         self.recalled: frozenset[str] | None = None  # caption groups that it reads; None: all
+        self.random = (
+            backbone.random and not self.backbone.logit_scale.is_meta
+        )  # a plan has no weights at all
+        if self.random and (freeze.image or freeze.text):
+            log.warning(
+                "model.freeze keeps weights that are random: model.backbone.weights names better ones"
+            )
         lock(self.backbone, freeze)
         adapt(self.backbone, lora)
         self.cached = column_of(self.backbone.visual, cached, self.model_cfg["embed_dim"])

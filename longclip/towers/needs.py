@@ -6,6 +6,7 @@ In: a `DualTower` and the names that its terms' `needs` hold. Out: the same towe
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +22,8 @@ from .start import frozen
 
 if TYPE_CHECKING:
     from .clip import DualTower
+
+log = logging.getLogger(__name__)
 
 NEEDS = frozenset({"patches", "masked", "words", "corners", "routing", "start"})
 """Fields of `Embeddings`, less their axes."""
@@ -48,6 +51,11 @@ def make_ready(tower: DualTower, needs: frozenset[str]) -> None:
     if "corners" in needs and tower.corners_MD is None:
         tower.corners_MD = nn.Parameter(first_corners(tower.backbone, tower.tokenizer, tower.corners))
     if "start" in needs and not tower.start:
+        if tower.random:
+            log.warning(
+                "a term holds on to the weights that the run starts with, and these are random: "
+                "model.backbone.weights names better ones"
+            )
         tower.start.append(frozen(tower, tower.published))
     if "routing" in needs:  # behind the start, which has no experts
         join(tower.backbone, tower.experts)

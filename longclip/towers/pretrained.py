@@ -41,6 +41,7 @@ class Backbone(NamedTuple):
     preprocess_cfg: dict[str, Any]  # mean, std, interpolation, resize_mode, size
     tokenizer: Tokenizer
     published: Published | None = None  # None: the weights are the model's own
+    random: bool = False  # nobody trained them
 
 
 def build(
@@ -95,7 +96,9 @@ def build(
             log.warning("freeze_positions: the first %d positions are random and stay so", keep)
         freeze_head(text_module(model), keep)
     published = None if table_LD is None else Published(table_LD, temperature=attention_temperature)
-    return Backbone(model, config, preprocess, _tokenizer(architecture, source, config), published)
+    return Backbone(
+        model, config, preprocess, _tokenizer(architecture, source, config), published, not loaded
+    )
 
 
 def _turned(model: nn.Module, theta: float) -> Any:

@@ -16,6 +16,7 @@ from longclip.optim import AdamW
 from longclip.tokens import Tokenizer, pack
 from longclip.towers.chunks import chunks
 from longclip.towers.clip import DualTower
+from longclip.towers.freezing import Freeze
 from longclip.towers.lora import Lora
 from longclip.towers.pretrained import build
 from longclip.towers.start import cut
@@ -127,6 +128,21 @@ def test_it_reads_the_captions_of_terms_that_ask_for_it_alone(published, monkeyp
     torch.testing.assert_close(found.start.text("sub"), whole.start.text("sub"), atol=1e-6, rtol=0)
     torch.testing.assert_close(found.text_BKE, whole.text_BKE, atol=0, rtol=0)
     assert not found.start.text("long").any()
+
+
+def test_random_weights_to_hold_on_to_are_told(tiny, published, caplog):
+    DualTower(build(None, f"local-dir:{published[1]}", LONG), Freeze(image=True)).check_needs(START)
+    with torch.device("meta"):
+        DualTower(build(tiny, None, LONG), Freeze(image=True)).check_needs(START)
+    assert not caplog.messages
+    DualTower(build(tiny, None, LONG), Freeze(image=True)).check_needs(START)
+    assert [("random" in said) for said in caplog.messages] == [True, True]
+
+
+def test_captions_that_no_term_reads_are_told(published, caplog):
+    tower = DualTower(build(None, f"local-dir:{published[1]}", LONG))
+    LongClip(tower, {"long": Contrastive("long")}, SLOTS, AdamW(lr=1e-3, warmup=0, samples=10), seed=0)
+    assert "no term reads the caption group 'sub': ~recipe.captions.sub" in caplog.text
 
 
 @pytest.mark.parametrize("context", [10, 29, 200])
