@@ -43,6 +43,9 @@ are shuffled, mean of both.""",
     ),
 }
 
+FAR = 10.0
+"""Points below the start from which on a model is named beside the picture, whose scale it would take."""
+
 Between = dict[str, dict[str, Numbers]]
 """Recipe -> share of the fine-tuned model -> what the model between it and the start was judged to be."""
 
@@ -103,17 +106,23 @@ def plot(benchmark: str, told: Told, path: Path) -> None:
 
     parts = columns(benchmark)
     recall, across, *_ = BENCHMARKS[benchmark]
+    outside: list[str] = []
     figure, axes = plt.subplots(figsize=(10, 5.5), layout="constrained")
+    origin = [_mean({0: told.start}, parts[part]) for part in (across, "long")]
     for number, (name, seeds) in enumerate(told.found.items()):
+        ended = [_mean(seeds, parts[part]) for part in (across, "long")]
+        if any(end < begun - FAR for end, begun in zip(ended, origin, strict=True)):
+            outside.append(f"{name} {ended[0]:.0f} / {ended[1]:.0f}")
+            continue
         steps = [{0: numbers} for numbers in told.between.get(name, {}).values()]
         way = [{0: told.start}, *steps, seeds]
         known, long = ([_mean(one, parts[part]) for one in way] for part in (across, "long"))
         if steps:  # where nothing between was judged, a straight line would be made up
             axes.plot(known, long, "-", color=f"C{number % 10}", alpha=0.5, linewidth=1)
         axes.plot(known[-1:], long[-1:], "osD^v"[number // 10 % 5], color=f"C{number % 10}", label=name)
-    start = [_mean({0: told.start}, parts[part]) for part in (across, "long")]
-    axes.plot(start[:1], start[1:], "*", color="black", markersize=12, label="the start")
+    axes.plot(origin[:1], origin[1:], "*", color="black", markersize=12, label="the start")
     axes.set(xlabel=f"{recall}, {across} (%)", ylabel=f"{recall}, whole captions (%)")
+    axes.set_title(f"below, not shown: {', '.join(outside)}" if outside else "", fontsize=8)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=7, ncols=-(-len(told.found) // 28))
     figure.savefig(path, dpi=130)
