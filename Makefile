@@ -9,7 +9,7 @@ demo: setup
 	$(BIN)/python train.py resume=auto
 
 test: setup lint
-	$(BIN)/python -m pytest -m "long or not long" -n 3 --dist loadfile --no-loadscope-reorder --durations 25 --durations-min 5
+	$(BIN)/python -m pytest -m "long or not long" -n 2 --dist loadfile --no-loadscope-reorder --durations 25 --durations-min 5
 
 lint: setup
 	$(BIN)/ruff check .

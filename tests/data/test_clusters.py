@@ -89,7 +89,9 @@ def test_the_command_says_what_to_type_next_and_mistakes_are_sentences(tmp_path,
     source = table(tmp_path, [n % 2 for n in range(COUNT)])
     assert cli.main(["cluster", str(source), "--column", "v", "--count", "2", "--out", f"{tmp_path}/c"]) == 0
     assert "2 clusters of" in (said := capsys.readouterr().out)
-    assert f"data.sidecar.stores=[{tmp_path}/c] data.plan.batches=cluster" in said
+    assert (
+        f"recipe=mcl model=vit_b16 data.sidecar.stores=[{tmp_path}/c], or data.plan.batches=cluster" in said
+    )
     for arguments, words in (
         (("w", tmp_path / "d", 2), r"no column 'w' of vectors; it has v"),
         (("v", tmp_path / "c", 2), "already exists"),
