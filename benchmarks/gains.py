@@ -110,13 +110,12 @@ def plot(benchmark: str, told: Told, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(10, 5.5), layout="constrained")
     origin = [_mean({0: told.start}, parts[part]) for part in (across, "long")]
     for number, (name, seeds) in enumerate(told.found.items()):
-        ended = [_mean(seeds, parts[part]) for part in (across, "long")]
-        if any(end < begun - FAR for end, begun in zip(ended, origin, strict=True)):
-            outside.append(f"{name} {ended[0]:.0f} / {ended[1]:.0f}")
-            continue
         steps = [{0: numbers} for numbers in told.between.get(name, {}).values()]
         way = [{0: told.start}, *steps, seeds]
         known, long = ([_mean(one, parts[part]) for one in way] for part in (across, "long"))
+        if known[-1] < known[0] - FAR or long[-1] < long[0] - FAR:
+            outside.append(f"{name} {known[-1]:.0f} / {long[-1]:.0f}")
+            continue
         if steps:  # where nothing between was judged, a straight line would be made up
             axes.plot(known, long, "-", color=f"C{number % 10}", alpha=0.5, linewidth=1)
         axes.plot(known[-1:], long[-1:], "osD^v"[number // 10 % 5], color=f"C{number % 10}", label=name)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from itertools import chain
 from typing import Any
 
 import lightning
@@ -65,8 +64,8 @@ class LongClip(lightning.LightningModule):
         self.doing = "encoding"
         self._signature: dict[str, object] | None = None  # of the order in which the samples were seen
         _check_groups(terms, slots)
-        recalled = [term.groups for term in terms.values() if "start" in term.needs]
-        tower.check_needs(self.needs, frozenset(chain.from_iterable(recalled)))
+        recalled = (term.groups for term in terms.values() if "start" in term.needs)
+        tower.check_needs(self.needs, frozenset[str]().union(*recalled))
         for term in terms.values():
             term.build(tower.model_cfg["embed_dim"])
         check_chunkable(tower, micro_batch)

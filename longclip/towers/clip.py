@@ -86,9 +86,8 @@ class DualTower(nn.Module):
             self.register_parameter(name, None)
         self.start: list[DualTower] = []  # in a list, so that it is neither trained nor saved
         self.recalled: frozenset[str] | None = None  # caption groups that it reads; None: all
-        self.random = (
-            backbone.random and not self.backbone.logit_scale.is_meta
-        )  # a plan has no weights at all
+        # A plan has no weights at all.
+        self.random = backbone.random and not self.backbone.logit_scale.is_meta
         if self.random and (freeze.image or freeze.text):
             log.warning(
                 "model.freeze keeps weights that are random: model.backbone.weights names better ones"
@@ -158,7 +157,7 @@ class DualTower(nn.Module):
 
     def encode_text(self, tokens_T: Tensor, lengths_S: NDArray[np.int32]) -> Tensor:
         """Packed captions -> text_SE, L2-normalised float32; the lengths are on the host."""
-        if len(lengths_S) == 0:  # none of these images has a caption of the recipe's groups
+        if len(lengths_S) == 0:  # training encodes an empty caption instead, for the graph (`answers`)
             return torch.zeros(0, self.model_cfg["embed_dim"], device=tokens_T.device)
         if self.padded_because:
             text_SE = encode_padded(

@@ -16,7 +16,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..types import UserError
-from .image import placed, some
+from .image import placed, shown, some
 
 
 class Glimpse(NamedTuple):
@@ -54,16 +54,14 @@ def encode_glimpse(
     """Normalised pixels -> masked_BE, with `token_D` in the place of the hidden patches or without them."""
     map_BDHW = visual.conv1(pixels_BCHW)
     patches = map_BDHW[0, 0].numel()
-    seen_BQ = some(draws_B, patches, max(1, round((1 - hidden) * patches))).to(
-        map_BDHW.device, non_blocking=True
-    )
+    count = max(1, round((1 - hidden) * patches))
+    seen_BQ = some(draws_B, patches, count).to(map_BDHW.device, non_blocking=True)
     if token_D is not None:
         hidden_BP = torch.ones(len(seen_BQ), patches, dtype=torch.bool, device=seen_BQ.device)
         hidden_B1HW = hidden_BP.scatter(1, seen_BQ, False).view_as(map_BDHW[:, 0])[:, None]
         map_BDHW = torch.where(hidden_B1HW, token_D[:, None, None].to(map_BDHW.dtype), map_BDHW)
     tokens_BPD = placed(visual, map_BDHW)
     if token_D is None:
-        kept_BQ1 = nn.functional.pad(seen_BQ + 1, (1, 0))[..., None]  # the class token stays
-        tokens_BPD = tokens_BPD.take_along_dim(kept_BQ1, 1)
+        tokens_BPD = shown(tokens_BPD, seen_BQ)
     pooled_BD, _ = visual._pool(visual.transformer(visual.ln_pre(tokens_BPD)))
     return pooled_BD if visual.proj is None else pooled_BD @ visual.proj

@@ -35,15 +35,15 @@ class Dropout(PatchDropout):
     def forward(self, x_BPD: Tensor) -> Tensor:
         if not self.training or self.prob == 0 or self.kept_BQ is None:
             return super().forward(x_BPD)
-        kept_BQ1 = F.pad(self.kept_BQ + 1, (1, 0))[..., None]  # the class token stays
-        return x_BPD.take_along_dim(kept_BQ1, 1)
+        return shown(x_BPD, self.kept_BQ)
 
 
 def take_any_side(visual: nn.Module) -> None:
     """Let a ViT see images of any side that `check_sizes` allows, in place; other towers stay as they are.
 
-    Only the step from pixels to tokens is replaced, so that whatever wraps the tower's forward, such as
-    `torch.compile` or a strategy that splits its parameters, goes on working.
+    Only the step from pixels to tokens is replaced, with the patch dropout that it ends in, so that whatever
+    wraps the tower's forward, such as `torch.compile` or a strategy that splits its parameters, goes on
+    working.
     """
     if isinstance(visual, VisionTransformer):
         visual._embeds = MethodType(_tokens, visual)
@@ -60,6 +60,12 @@ def keep(visual: Any, side: Sequence[int], draws_B: NDArray[np.int64], device: t
         patches = math.prod(pixels // patch for pixels, patch in zip(side, visual.patch_size, strict=True))
         count = max(1, int(patches * (1 - dropout.prob)))
         dropout.kept_BQ = some(draws_B, patches, count).to(device, non_blocking=True)
+
+
+def shown(tokens_BPD: Tensor, kept_BQ: Tensor) -> Tensor:
+    """These patches alone, behind the class token, which stays: [B, 1 + P, D] -> [B, 1 + Q, D]."""
+    kept_BQ1 = F.pad(kept_BQ + 1, (1, 0))[..., None]
+    return tokens_BPD.take_along_dim(kept_BQ1, 1)
 
 
 def some(draws_B: NDArray[np.int64], patches: int, count: int) -> Tensor:
