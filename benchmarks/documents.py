@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,12 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A Markdown table; the first column is text, the others are figures."""
     align = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, align, *lines])
+
+
+def figures(path: Path, told: object) -> None:
+    """Write them all as JSON, in the digits that a reader can use."""
+    short = json.loads(json.dumps(told), parse_float=lambda digits: round(float(digits), 3))
+    path.write_text(json.dumps(short, indent=0) + "\n")
 
 
 def of_rows(rows: Sequence[Row]) -> str:

@@ -6,7 +6,9 @@
 
 A small CLIP learns short captions at 77 tokens: texts of one to three sentences of the scenes, or captions of
 the photos that a folder of mosaics is made of (`benchmarks.mosaics`). Its positions are then stretched to 248
-tokens, and every recipe trains on long captions from there, all on the same images in the same order.
+tokens, and every recipe trains on long captions from there, all on the same images in the same order. Those
+that need weights, which `benchmarks.recipes` leaves out, train once more on as many images as `long`'s FLOPs
+pay for (--flops names others). `tulip` is two runs, each on half of the images.
 Told are what is gained on long captions and lost on brief ones, and both for models on the way from the start
 to the fine-tuned one (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903; `longclip average`).
 A run that is there is not repeated. Writes docs/finetuning-NAME.{json,png} and the table in docs/results.md.
@@ -16,7 +18,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +30,8 @@ from longclip.types import UserError
 
 from . import documents
 from .gains import Between, Told, markdown, plot
+from .recipe_costs import cost
+from .recipes import SAME, Variants, affordable, alike, beginners
 from .trainings import (
     Job,
     Numbers,
@@ -50,31 +56,64 @@ SHORT = [
 """Pretraining on scenes: four texts of one to three sentences each."""
 
 
+SECOND: Variants = {
+    "tulip": [
+        "recipe=long",
+        "+recipe.captions.short={_target_: longclip.captions.First}",
+        "+recipe.terms.short={_target_: longclip.objectives.Contrastive, texts: short}",
+    ]
+}
+"""Recipes of two runs: how the second trains, which goes on from the first."""
+
+BATCH = 64
+
+
 class Setting(NamedTuple):
-    """Data and model: what all runs share."""
+    """Data and models: what all runs share."""
 
     name: str  # of the benchmark that judges, too
-    tuning: list[str]  # overrides of fine-tuning
+    pretrained: Path  # the run that all begin from
+    every: list[str]  # overrides of all fine-tuning
+    start: list[str]  # those that begin it from the pretrained model
     before: list[str]  # of pretraining
 
 
 def main() -> None:
     options = _options()
     setting = _setting(options)
-    pretrained = options.runs / setting.name / "start"
     if not options.report:
-        train(pretrained, [*setting.before, "seed=0", "export=open_clip"], options.pretrain, processors())
-    jobs = list(_jobs(options, setting, pretrained))
-    found = collect(jobs) if options.report else run_all(jobs, options.jobs)
-    wanted = [] if options.report else options.between
-    told = Told(_start(jobs), found, _between(jobs, pretrained, setting, wanted))
+        before = [*setting.before, "seed=0", "export=open_clip"]
+        train(options.runs / setting.name / "start", before, options.pretrain, processors())
+    told = _told(options, setting)
     options.out.mkdir(parents=True, exist_ok=True)
     name = f"finetuning-{setting.name}"
-    (options.out / f"{name}.json").write_text(json.dumps(told._asdict(), indent=1) + "\n")
+    documents.figures(options.out / f"{name}.json", told._asdict())
     text = markdown(setting.name, told)
     documents.replace(options.markdown, name, text)
     plot(setting.name, told, options.out / f"{name}.png")
     print(text)
+
+
+def _told(options: argparse.Namespace, setting: Setting) -> Told:
+    """Train what is missing, and collect everything."""
+    variants = with_sidecars(
+        {name: [f"recipe={name}"] for name in dict.fromkeys(["long", *options.recipes])}, options.sidecars
+    )
+    costs = {name: _cost(name) for name in variants}
+    paid = {
+        name: affordable(costs["long"], costs[name], options.samples, BATCH)
+        for name in variants
+        if name in options.flops
+    }
+    paid = {name: images for name, images in paid.items() if images != options.samples}
+    steps = list(_jobs(variants, dict.fromkeys(variants, options.samples), setting, options))
+    flops = list(_jobs(variants, paid, setting, options, "-flops"))
+    finish = collect if options.report else partial(run_all, at_once=options.jobs)
+    found, more = finish(steps), finish(flops)
+    between = _between(steps, setting, [] if options.report else options.between)
+    more |= {name: found[name] for name in found if alike(costs["long"] / costs[name])}
+    costs = {name: one / costs["long"] for name, one in costs.items()}
+    return Told(_start(steps), found, between, more, costs)
 
 
 def _options() -> argparse.Namespace:
@@ -89,39 +128,60 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=3_200, help="images of a fine-tuning")
     parser.add_argument("--lr", type=float, default=3e-4, help="of fine-tuning")
     known = recipes.names()
+    need_weights = sorted({*known} - {*beginners(), *SAME})
     parser.add_argument("--recipes", nargs="+", choices=known, default=known)
     parser.add_argument("--between", nargs="*", choices=known, default=known, help="WiSE-FT for these alone")
+    parser.add_argument(
+        "--flops", nargs="*", choices=known, default=need_weights, help="at equal FLOPs, too: these alone"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/finetuning"))
     return parser.parse_args()
 
 
 def _setting(options: argparse.Namespace) -> Setting:
-    every, short = [f"model={options.model}", *options.overrides], "model.backbone.context_length=77"
+    model, short = f"model={options.model}", "model.backbone.context_length=77"
+    pretrained = options.runs / ("scenes" if options.mosaics is None else "mosaics") / "start"
+    start = [model, "model.backbone.architecture=null"]
+    start += [f"model.backbone.weights=local-dir:{pretrained / 'export'}"]
     if options.mosaics is None:
-        every += [f"data.root={options.scenes}", "benchmark=compared"]
-        return Setting("scenes", every, [*every, *SHORT, short])
+        every = [f"data.root={options.scenes}", "benchmark=compared", *options.overrides]
+        return Setting("scenes", pretrained, every, start, [model, *every, *SHORT, short])
     judged = ["benchmark=mosaics", "data.judge=[heldout,photos]"]
-    tuning = ["data=shards", f"data.root={options.mosaics}", *judged]
+    every = ["data=shards", f"data.root={options.mosaics}", *judged, *options.overrides]
     photos = ["experiment=flickr8k", f"data.root={options.photos}"]
-    return Setting("mosaics", [*every, *tuning], [*every, *photos, short])
+    return Setting("mosaics", pretrained, every, start, [model, *every, *photos, short])
 
 
-def _jobs(options: argparse.Namespace, setting: Setting, pretrained: Path) -> Iterator[Job]:
-    """Seed by seed, so that the first one is whole as soon as can be."""
-    variants = with_sidecars(
-        {name: [f"recipe={name}"] for name in dict.fromkeys(["long", *options.recipes])}, options.sidecars
-    )
-    tuning = [
-        "model.backbone.architecture=null",
-        f"model.backbone.weights=local-dir:{pretrained / 'export'}",
-        f"optim.lr={options.lr}",
-        f"optim.warmup={options.samples // 10}",
-    ]
+def _jobs(
+    variants: Variants,
+    images: Mapping[str, int],
+    setting: Setting,
+    options: argparse.Namespace,
+    mark: str = "",
+) -> Iterator[Job]:
+    """One for each recipe of `images`, seed by seed, so that the first one is whole as soon as can be."""
     for seed in options.seeds:
-        for name, own in variants.items():
-            run = options.runs / setting.name / f"{directory(name)}-seed{seed}"
-            judged = [] if name == "long" else ["judge.start=false"]  # from one start, which is judged once
-            yield Job(name, seed, run, [*own, *setting.tuning, *tuning, *judged], options.samples)
+        for name, samples in images.items():
+            run = options.runs / setting.name / f"{directory(name)}{mark}-seed{seed}"
+            runs_of = 2 if name in SECOND else 1
+            every = [*setting.every, f"optim.lr={options.lr}", f"optim.warmup={samples // runs_of // 10}"]
+            if name != "long" or mark:
+                every.append("judge.start=false")  # all begin from one start, which is judged once
+            job = Job(name, seed, run, [*variants[name], *every, *setting.start], samples // runs_of)
+            yield _second(job, every) if name in SECOND else job
+
+
+def _second(first: Job, every: Sequence[str]) -> Job:
+    """The run that goes on from another."""
+    run = first.run.with_name(f"{first.run.name}-first")
+    begin = ["model=run", f"model.backbone.name={run}", "model.backbone.context_length=248"]
+    return first._replace(overrides=[*SECOND[first.variant], *every, *begin], first=first._replace(run=run))
+
+
+def _cost(name: str) -> float:
+    """FLOPs an image, of both runs where there are two."""
+    stages = [[f"recipe={name}"], *([SECOND[name]] if name in SECOND else [])]
+    return statistics.mean(cost(stage, tellings=1).each for stage in stages)
 
 
 def _start(jobs: Sequence[Job]) -> Numbers:
@@ -134,7 +194,7 @@ def _start(jobs: Sequence[Job]) -> Numbers:
     )
 
 
-def _between(jobs: Sequence[Job], pretrained: Path, setting: Setting, wanted: Sequence[str]) -> Between:
+def _between(jobs: Sequence[Job], setting: Setting, wanted: Sequence[str]) -> Between:
     """Of the first seed of recipes that were fine-tuned; judged once if wanted, and kept beside the run."""
     found: Between = {}
     for job in jobs:
@@ -142,7 +202,7 @@ def _between(jobs: Sequence[Job], pretrained: Path, setting: Setting, wanted: Se
             kept = job.run / "between.json"
             if not kept.exists() and job.variant in wanted:
                 try:
-                    judged = _judged(job, pretrained, setting)
+                    judged = _judged(job, setting)
                 except UserError as error:  # experts are no network that the start could be averaged with
                     print(f"{job.variant}: nothing between it and the start: {error}", flush=True)
                     continue
@@ -152,7 +212,7 @@ def _between(jobs: Sequence[Job], pretrained: Path, setting: Setting, wanted: Se
     return found
 
 
-def _judged(job: Job, pretrained: Path, setting: Setting) -> dict[str, Numbers]:
+def _judged(job: Job, setting: Setting) -> dict[str, Numbers]:
     """Models between the start and a fine-tuned one, judged on retrieval."""
     import hydra
 
@@ -169,7 +229,7 @@ def _judged(job: Job, pretrained: Path, setting: Setting) -> dict[str, Numbers]:
     found = {}
     for share in SHARES:
         mean = average(
-            [str(pretrained / "export"), str(job.run)],
+            [str(setting.pretrained / "export"), str(job.run)],
             [1 - share, share],
             backbone.context_length,
             positions=backbone.positions,

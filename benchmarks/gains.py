@@ -15,7 +15,8 @@ from .trainings import Found, Numbers, cell, means
 
 TELLS = """The first line is the pretrained model, stretched as by `long`: {recall} in %, mean of both
 directions. All others are points above or below it, mean over seeds (lowest to highest). Brief: the caption
-cut at 40 tokens. {more} Half way: the mean of the weights of the start and of the first seed's model."""
+cut at 40 tokens. {more} Half way: the mean of the weights of the start and of the first seed's model. FLOPs:
+those of an image beside `long`'s; within 15 % the run at equal steps counts as that at equal FLOPs."""
 
 
 class Benchmark(NamedTuple):
@@ -56,6 +57,8 @@ class Told(NamedTuple):
     start: Numbers
     found: Found
     between: Between
+    paid: Found  # at equal FLOPs
+    costs: Mapping[str, float]  # FLOPs an image beside those of `long`
 
 
 def columns(benchmark: str) -> dict[str, tuple[str, ...]]:
@@ -81,13 +84,14 @@ def markdown(benchmark: str, told: Told) -> str:
     """What every recipe gains and loses, and so the model half way to it."""
     parts = columns(benchmark)
     recall, known, _, more = BENCHMARKS[benchmark]
-    head = ["recipe", *parts, "half way: long", f"half way: {known}"]
-    lines = [["the start", *(cell({0: told.start}, names) for names in parts.values()), "-", "-"]]
+    head = ["recipe", *parts, "half way: long", f"half way: {known}", "FLOPs", "long at equal FLOPs"]
+    lines = [["the start", *(cell({0: told.start}, names) for names in parts.values()), *"----"]]
     ranked = sorted(told.found.items(), key=lambda pair: -_mean(pair[1], parts["long"]))
     for name, seeds in ranked:
         half = {0: told.between[name]["0.5"]} if name in told.between else {}
         ways = [cell(half, parts[part], told.start) for part in ("long", known)]
-        lines.append([name, *(cell(seeds, names, told.start) for names in parts.values()), *ways])
+        equal = [f"{told.costs[name]:.2f}", cell(told.paid.get(name, {}), parts["long"], told.start)]
+        lines.append([name, *(cell(seeds, names, told.start) for names in parts.values()), *ways, *equal])
     tells = TELLS.format(recall=recall, more=more)
     picture = f"![What is gained and what is lost, recipe by recipe](finetuning-{benchmark}.png)"
     return "\n\n".join([documents.table(head, lines), tells, picture])

@@ -45,6 +45,11 @@ class Cost(NamedTuple):
     def flops(self) -> float:
         return self.image + self.text + self.loss
 
+    @property
+    def each(self) -> float:
+        """FLOPs an image."""
+        return self.flops / self.images
+
 
 def main() -> None:
     options = _options()

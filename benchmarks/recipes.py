@@ -15,7 +15,6 @@ Writes docs/recipes.json, docs/recipes.png, docs/recipes-lengths.png and the tab
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -112,7 +111,7 @@ def main() -> None:
     text = markdown(found, paid, {job.variant: job.samples for job in [*steps, *flops]}, costs)
     told = {"steps": found, "flops": paid, "costs": {name: one._asdict() for name, one in costs.items()}}
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "recipes.json").write_text(json.dumps(told, indent=1) + "\n")
+    documents.figures(options.out / "recipes.json", told)
     curves = {name: curve(found[name], "scenes") for name in CURVES if name in found}
     means, spreads = ({name: one[part] for name, one in curves.items()} for part in (0, 1))
     plot_lengths(means, options.out / "recipes-lengths.png", spreads)
@@ -143,7 +142,7 @@ def at_equal_flops(
 ) -> Iterator[Job]:
     """As many as `long`'s FLOPs pay for; nothing where that is the run at equal steps."""
     for name, own in variants.items():
-        samples = affordable(costs["long"], costs[name], options.samples)
+        samples = affordable(costs["long"].each, costs[name].each, options.samples)
         if samples != options.samples:
             run = options.runs / f"{directory(name)}-flops-seed{seed}"
             yield Job(name, seed, run, [*own, *_setting(options)], samples)
@@ -153,13 +152,18 @@ def _setting(options: argparse.Namespace) -> list[str]:
     return [*SETTING, f"data.root={options.data}", *options.overrides]
 
 
-def affordable(whole: Cost, other: Cost, samples: int, batch: int = 32) -> int:
-    """How many images of another cost the FLOPs of so many whole ones pay for, in full batches.
+def affordable(whole: float, other: float, samples: int, batch: int = 32) -> int:
+    """How many images of other FLOPs those of so many whole ones pay for, in full batches.
 
-    As many, where the costs are within 15 %: less than what seeds do.
+    As many, where they are alike.
     """
-    ratio = (whole.flops / whole.images) / (other.flops / other.images)
-    return samples if abs(ratio - 1) < 0.15 else round(samples * ratio / batch) * batch
+    ratio = whole / other
+    return samples if alike(ratio) else round(samples * ratio / batch) * batch
+
+
+def alike(ratio: float) -> bool:
+    """Whether costs are within 15 %: less than what seeds do."""
+    return abs(ratio - 1) < 0.15
 
 
 def markdown(found: Found, paid: Found, images: Mapping[str, int], costs: Mapping[str, Cost]) -> str:
@@ -170,7 +174,7 @@ def markdown(found: Found, paid: Found, images: Mapping[str, int], costs: Mappin
         seeds = found[name]
         cells = [cell(seeds, numbers) for numbers in COLUMNS.values()]
         equal = cell(seeds if images[name] == images["long"] else paid.get(name, {}), LONG)
-        spent = costs[name].flops / costs[name].images / 1e6
+        spent = costs[name].each / 1e6
         lines.append([name, *cells, f"{_effective(seeds):.0f}", f"{spent:.0f}", f"{images[name]:,}", equal])
     chance = cell(next(iter(found.values()), {}), "scenes/pointing/chance")
     return "\n\n".join([documents.table(head, lines), f"{TELLS} Pointing by chance: {chance}."])

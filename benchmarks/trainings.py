@@ -37,6 +37,7 @@ class Job(NamedTuple):
     run: Path
     overrides: Sequence[str]
     samples: int
+    first: Job | None = None  # what it goes on from
 
 
 def options_parser(doc: str | None) -> argparse.ArgumentParser:
@@ -75,7 +76,9 @@ def collect(jobs: Sequence[Job]) -> Found:
 
 def _attempt(job: Job, threads: int) -> bool:
     try:
-        train(job.run, [*job.overrides, f"seed={job.seed}"], job.samples, threads)
+        for one in (job.first, job):
+            if one is not None:
+                train(one.run, [*one.overrides, f"seed={one.seed}"], one.samples, threads)
     except subprocess.CalledProcessError:
         return False
     return True

@@ -47,9 +47,9 @@ def photos(tmp_path):
 
 
 def test_a_dearer_recipe_affords_fewer_images_in_whole_batches():
-    assert recipes.affordable(LONG, DEAR, 14_400) == 9_600
-    assert recipes.affordable(LONG, LONG._replace(loss=110.0), 14_400) == 14_400, "within 15 %"
-    assert recipes.affordable(LONG, LONG._replace(images=128), 14_400) == 28_800, "an image counts"
+    assert recipes.affordable(LONG.each, DEAR.each, 14_400) == 9_600
+    assert recipes.affordable(LONG.each, LONG._replace(loss=110.0).each, 14_400) == 14_400, "within 15 %"
+    assert recipes.affordable(LONG.each, LONG._replace(images=128).each, 14_400) == 28_800, "an image counts"
 
 
 def test_only_recipes_of_another_cost_are_trained_at_equal_flops(tmp_path):
@@ -177,12 +177,15 @@ def test_fine_tuning_is_told_as_points_above_the_start(tmp_path):
         numbers(10.0, 30.0),
         {"long": {0: numbers(40.0, 20.0), 1: numbers(50.0, 24.0)}, "robust": {0: numbers(60.0, 30.0)}},
         {"long": {"0.25": numbers(15.0, 31.0), "0.5": numbers(30.0, 32.0)}},
+        {"robust": {0: numbers(55.0, 30.0)}},
+        {"long": 1.0, "robust": 1.6},
     )
     start, robust, long = gains.markdown("scenes", told).splitlines()[2:5]
     assert start.startswith("| the start | 10.0 | 30.0 | - |")
     assert robust.startswith("| robust | +50.0 | +0.0 |")
     assert long.startswith("| long | +35.0 (+30.0 to +40.0) | -8.0 (-10.0 to -6.0) |")
-    assert long.endswith("| +20.0 | +2.0 |")
+    assert long.endswith("| +20.0 | +2.0 | 1.00 | - |")
+    assert robust.endswith("| 1.60 | +45.0 |")
     gains.plot("scenes", told, tmp_path / "way.png")
     assert (tmp_path / "way.png").stat().st_size > 1000
 
@@ -197,11 +200,32 @@ def test_a_recipe_that_has_no_mean_with_the_start_does_not_stop_the_others(tmp_p
     jobs = [Job(name, 0, tmp_path / name, [], 64) for name in ("clipmoe", "long", "late")]
     for job in jobs[:2]:
         judged(job.run, 64)
-    setting = finetuning.Setting("scenes", [], [])
+    setting = finetuning.Setting("scenes", tmp_path, [], [], [])
     for wanted in (["clipmoe", "long", "late"], []):
-        found = finetuning._between(jobs, tmp_path, setting, wanted)
+        found = finetuning._between(jobs, setting, wanted)
         assert found == {"long": {"0.5": {"r1": 1.0}}}, "finished ones, and what was kept"
     assert capsys.readouterr().out.count("clipmoe: nothing between") == 1
+
+
+def test_a_recipe_of_two_runs_has_half_of_the_images_in_each(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["finetuning", "--seeds", "3", "--samples", "640"])
+    options = finetuning._options()
+    assert "robust" in options.flops
+    assert "long" not in options.flops
+    setting = finetuning._setting(options)
+    variants = {name: [f"recipe={name}"] for name in ("long", "tulip")}
+    long, second = finetuning._jobs(variants, dict.fromkeys(variants, 640), setting, options)
+    first = second.first
+    assert (long.first, long.samples, first.samples, second.samples) == (None, 640, 320, 320)
+    assert first.run.name == "tulip-seed3-first"
+    assert f"model.backbone.name={first.run}" in second.overrides
+    assert {"recipe=tulip", "optim.warmup=32", *setting.start} <= set(first.overrides)
+    assert "recipe=tulip" not in second.overrides
+    assert not set(setting.start) & set(second.overrides)
+    order = []
+    monkeypatch.setattr(trainings, "train", lambda run, *_: order.append(run))
+    trainings.run_all([second], 1)
+    assert order == [first.run, second.run]
 
 
 def test_every_sentence_of_a_mosaic_is_about_its_quadrant(photos):
@@ -249,8 +273,8 @@ def test_recipes_are_drawn_best_first_with_and_without_runs_at_equal_flops(tmp_p
 def test_only_mosaics_have_photos_to_forget():
     start = {"scenes/long/i2t_r1": 1.0, "scenes/long/t2i_r1": 1.0}
     assert "photos" not in gains.columns("scenes")
-    assert "Photos" not in gains.markdown("scenes", gains.Told(start, {}, {}))
-    told = gains.markdown("mosaics", gains.Told({}, {}, {}))
+    assert "Photos" not in gains.markdown("scenes", gains.Told(start, {}, {}, {}, {}))
+    told = gains.markdown("mosaics", gains.Told({}, {}, {}, {}, {}))
     assert "| photos |" in told
     assert "R@10 in %" in told
 

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "longclip"
 
 ROOMS = """types curriculum hardware launching preflight dist tokens sentences captions data towers objectives
-    metrics heat ema optim strategies stored runs models embedding averaging evaluate gallery failing
+    metrics heat ema optim strategies stored runs models embedding facets averaging evaluate gallery failing
     checkpoints loggers stopping watchdog memory observing training planner callbacks banner export recipes
     pages preview doctor search cli""".split()  # noqa: SIM905
 

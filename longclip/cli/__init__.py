@@ -1,4 +1,4 @@
-"""`longclip recipes | shards | sidecar | embed | cluster | search | preview | doctor | average | ...`.
+"""`longclip recipes | shards | sidecar | embed | facets | cluster | search | preview | doctor | ...`.
 
 Each command imports what it needs.
 """
@@ -32,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
         data.doctor_command,
         sidecars.sidecar_command,
         sidecars.embed_command,
+        sidecars.facets_command,
         sidecars.cluster_command,
         search.search_command,
         models.average_command,

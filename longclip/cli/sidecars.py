@@ -1,4 +1,4 @@
-"""Commands about what lies beside the data: `sidecar`, `embed`, `cluster`."""
+"""Commands about what lies beside the data: `sidecar`, `embed`, `facets`, `cluster`."""
 
 from __future__ import annotations
 
@@ -43,6 +43,27 @@ def embed_command(commands: Any) -> None:
     embed.add_argument("--device", help="default: a GPU where there is one")
     embed.add_argument("--batch-size", type=int, default=64, help="images embedded at once; default: 64")
     embed.set_defaults(run=_embed)
+
+
+def facets_command(commands: Any) -> None:
+    facets = commands.add_parser(
+        "facets", help="captions of shards through a language model -> a side-car for recipe=flame"
+    )
+    facets.add_argument("model", help="a language model that transformers opens: a folder or a name")
+    facets.add_argument("shards", help="a folder of them")
+    facets.add_argument("--out", type=Path, required=True, help="the side-car's folder, made here")
+    facets.add_argument(
+        "--prompts", type=Path, metavar="FILE",
+        help="one a line, {caption} where the caption belongs; default: seven of longclip's",
+    )  # fmt: skip
+    facets.add_argument(
+        "--pool", choices=["last", "mean"], default="last",
+        help="last: of a model that writes on; mean: of an encoder of sentences; default: last",
+    )  # fmt: skip
+    facets.add_argument("--source", metavar="NAME", help="whose captions, where an image has several")
+    facets.add_argument("--device", help="default: a GPU where there is one")
+    facets.add_argument("--batch-size", type=int, default=8, help="captions read at once; default: 8")
+    facets.set_defaults(run=_facets)
 
 
 def cluster_command(commands: Any) -> None:
@@ -100,8 +121,7 @@ def _embed(options: argparse.Namespace) -> None:
             images_only=options.images_only,
             before_projection=options.before_projection,
         )
-    root, _, folder = options.shards.rstrip("/").rpartition("/")
-    where = f"data=shards data.root={root or '.'} data.train={folder} data.sidecar.stores=[{options.out}]"
+    where = _where(options)
     print(f"{options.out}: {report.written.rows:,} images, {report.damaged:,} damaged ones left out")
     if not report.texts:
         recipe = "projectors" if options.before_projection else "lit"
@@ -120,6 +140,41 @@ def _embed(options: argparse.Namespace) -> None:
         *teacher,
         *shown,
     )
+
+
+def _facets(options: argparse.Namespace) -> None:
+    from .. import facets
+    from ..search import session
+
+    prompts = options.prompts.read_text("utf-8").splitlines() if options.prompts else facets.PROMPTS
+    with session.progress() as progress:
+        report = facets.facets(
+            options.model,
+            options.shards,
+            options.out,
+            progress,
+            prompts=[prompt for prompt in prompts if prompt.strip()],
+            source=options.source,
+            pool=options.pool,
+            device=options.device,
+            batch_size=options.batch_size,
+        )
+    missing = report.written.missing[facets.COLUMN]
+    print(f"{options.out}: {report.written.rows:,} images, {report.damaged:,} damaged ones left out")
+    print(
+        f"  {facets.COLUMN}: {report.facets} x {report.width} numbers an image, {missing:,} without a caption"
+    )
+    print(f"  {report.cut:,} captions were longer than the model reads and lost their last sentences")
+    print(
+        f"next: python train.py recipe=flame {_where(options)} "
+        f"recipe.terms.facets.facets={report.facets} recipe.terms.facets.width={report.width}"
+    )
+
+
+def _where(options: argparse.Namespace) -> str:
+    """Overrides that train on these shards with this side-car."""
+    root, _, folder = options.shards.rstrip("/").rpartition("/")
+    return f"data=shards data.root={root or '.'} data.train={folder} data.sidecar.stores=[{options.out}]"
 
 
 def _cluster(options: argparse.Namespace) -> None:
