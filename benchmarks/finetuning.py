@@ -37,11 +37,11 @@ from .trainings import (
     Numbers,
     collect,
     directory,
+    equipped,
     finished,
     options_parser,
     run_all,
     train,
-    with_sidecars,
 )  # fmt: skip
 
 SHARES = (0.25, 0.5, 0.75)
@@ -96,10 +96,9 @@ def main() -> None:
 
 def _told(options: argparse.Namespace, setting: Setting) -> Told:
     """Train what is missing, and collect everything."""
-    variants = with_sidecars(
-        {name: [f"recipe={name}"] for name in dict.fromkeys(["long", *options.recipes])}, options.sidecars
-    )
-    costs = {name: _cost(name) for name in variants}
+    chosen = {name: [f"recipe={name}"] for name in dict.fromkeys(["long", *options.recipes])}
+    variants = equipped(chosen, options.sidecars, options.own)
+    costs = {name: _cost(name, own) for name, own in variants.items()}
     paid = {
         name: affordable(costs["long"], costs[name], options.samples, BATCH)
         for name in variants
@@ -178,9 +177,9 @@ def _second(first: Job, every: Sequence[str]) -> Job:
     return first._replace(overrides=[*SECOND[first.variant], *every, *begin], first=first._replace(run=run))
 
 
-def _cost(name: str) -> float:
+def _cost(name: str, own: Sequence[str]) -> float:
     """FLOPs an image, of both runs where there are two."""
-    stages = [[f"recipe={name}"], *([SECOND[name]] if name in SECOND else [])]
+    stages = [own, *([SECOND[name]] if name in SECOND else [])]
     return statistics.mean(cost(stage, tellings=1).each for stage in stages)
 
 

@@ -24,7 +24,7 @@ from longclip import recipes
 
 from . import documents, side_by_side
 from .recipe_costs import Cost, cost
-from .trainings import Found, Job, cell, collect, curve, directory, options_parser, run_all, with_sidecars
+from .trainings import Found, Job, cell, collect, curve, directory, equipped, options_parser, run_all
 
 Variants = Mapping[str, Sequence[str]]
 """Name -> overrides of train.py."""
@@ -101,7 +101,7 @@ reached."""
 def main() -> None:
     options = _options()
     chosen = dict.fromkeys(["long", *options.recipes])  # all others are told beside it
-    variants = with_sidecars({name: VARIANTS[name] for name in chosen}, options.sidecars)
+    variants = equipped({name: VARIANTS[name] for name in chosen}, options.sidecars, options.own)
     costs = {name: cost(own, tellings=1) for name, own in variants.items()}
     paying = {} if options.steps_only else variants
     steps = [job for seed in options.seeds for job in at_equal_steps(variants, seed, options)]

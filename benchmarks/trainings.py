@@ -47,6 +47,7 @@ def options_parser(doc: str | None) -> argparse.ArgumentParser:
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--sidecars", nargs="+", default=[], metavar="RECIPE=STORE", help="for those that read")
     add("--overrides", nargs="+", default=[], metavar="KEY=VALUE", help="of train.py, for all")
+    add("--own", nargs="+", default=[], metavar="RECIPE:KEY=VALUE", help="of train.py, for one")
     add("--jobs", type=int, default=1, help="trainings at once, each on its share of cores")
     add("--report", action="store_true", help="train nothing, show what there is")
     add("--out", type=Path, default=Path("docs"))
@@ -84,13 +85,15 @@ def _attempt(job: Job, threads: int) -> bool:
     return True
 
 
-def with_sidecars(variants: Mapping[str, Sequence[str]], given: Sequence[str]) -> dict[str, list[str]]:
-    """Variants that can train, with their side-cars, of which `given` tells as NAME=STORE."""
+def equipped(
+    variants: Mapping[str, Sequence[str]], sidecars: Sequence[str], own: Sequence[str]
+) -> dict[str, list[str]]:
+    """Variants that can train, with side-cars (NAME=STORE) and overrides (NAME:KEY=VALUE) of their own."""
     import hydra
 
     from conf.launch import CONF
 
-    stores, found = dict(pair.split("=", 1) for pair in given), dict[str, list[str]]()
+    stores, found = dict(pair.split("=", 1) for pair in sidecars), dict[str, list[str]]()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         for name, overrides in variants.items():
             data = hydra.compose("train", list(overrides)).data
@@ -99,7 +102,8 @@ def with_sidecars(variants: Mapping[str, Sequence[str]], given: Sequence[str]) -
                 print(f"{name} is left out: it reads {', '.join(columns)} (--sidecars {name}=STORE)")
             else:
                 store = [f"data.sidecar.stores=[{stores[name]}]"] if name in stores else []
-                found[name] = [*overrides, *store]
+                mine = [one.removeprefix(f"{name}:") for one in own if one.startswith(f"{name}:")]
+                found[name] = [*overrides, *store, *mine]
     return found
 
 

@@ -1,9 +1,10 @@
 # Sourced by the batch scripts: what every task of a job needs to know.
 
-# --- edit these three -----------------------------------------------------------------------------
+# --- edit these four ------------------------------------------------------------------------------
 PYTHON=${LONGCLIP_PYTHON:-.venv/bin/python}   # the environment's python; the same path on all nodes
 RUNS=${LONGCLIP_RUNS:-runs}                   # where runs are kept: storage that all nodes share
 SCRATCH=${LONGCLIP_SCRATCH:-${SLURM_TMPDIR:-/tmp}} # a disk of the node's own, for caches
+FREE_GB=${LONGCLIP_FREE_GB:-5}                # wanted on the disk of RUNS before a job starts
 # module load cuda                            # and whatever else your site wants
 # --------------------------------------------------------------------------------------------------
 

@@ -33,8 +33,10 @@ def start(function: Callable[[], object], world: int, folder: Path, seconds: flo
 def _start(
     function: Callable[[], object], world: int, folder: Path, join: bool, seconds: float = WAITS
 ) -> Any:
-    # torch.utils.checkpoint and the collectives import torch._dynamo at first use, which takes seconds.
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["longclip.training", "torch._dynamo"])
+    # What processes would import at first use, each for itself and for seconds: torch._dynamo (by
+    # torch.utils.checkpoint and the collectives), deepspeed.
+    preload = ["longclip.training", "torch._dynamo", "deepspeed"]
+    multiprocessing.get_context("forkserver").set_forkserver_preload(preload)
     return multiprocessing.start_processes(
         _child, (function, world, str(folder), seconds), nprocs=world, join=join, start_method="forkserver"
     )

@@ -92,11 +92,13 @@ def test_finished_runs_are_left_alone_and_a_failure_stops_no_other(tmp_path, mon
 
 def test_a_recipe_that_reads_a_side_car_takes_part_where_it_has_one(capsys):
     variants = {name: [f"recipe={name}"] for name in ("long", "mobileclip2", "mcl")}
-    assert trainings.with_sidecars(variants, []) == {"long": ["recipe=long"]}
+    assert trainings.equipped(variants, [], []) == {"long": ["recipe=long"]}
     assert "mobileclip2 is left out" in (said := capsys.readouterr().out)
     assert "mcl is left out: it reads cluster" in said
-    found = trainings.with_sidecars(variants, ["mobileclip2=stores/teacher"])
-    assert found["mobileclip2"] == ["recipe=mobileclip2", "data.sidecar.stores=[stores/teacher]"]
+    found = trainings.equipped(variants, ["mobileclip2=stores/teacher"], ["mobileclip2:optim.lr=1", "x:a=2"])
+    store = "data.sidecar.stores=[stores/teacher]"
+    assert found["mobileclip2"] == ["recipe=mobileclip2", store, "optim.lr=1"]
+    assert found["long"] == ["recipe=long"]
 
 
 def test_the_table_ranks_recipes_by_whole_captions_and_tells_equal_flops():

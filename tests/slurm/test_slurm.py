@@ -61,6 +61,7 @@ def sbatch(cluster, shared, scenes_of_slurm):
     env = {
         "LONGCLIP_PYTHON": sys.executable,
         "LONGCLIP_RUNS": str(shared),
+        "LONGCLIP_FREE_GB": "0.5",  # what these runs take, and more
         "GLOO_SOCKET_IFNAME": "lo",
         "WANDB_MODE": "offline",
         "LONGCLIP_TARGETS": "tests,engines",
@@ -70,9 +71,17 @@ def sbatch(cluster, shared, scenes_of_slurm):
     def submit(script, *arguments, options=NO_GPUS, **more):
         log = f"--output={shared}/%x-%j.log"
         command = ["sbatch", "--parsable", f"--chdir={ROOT}", log, *options, f"{ROOT}/slurm/{script}"]
-        return cluster.call(*command, *arguments, **env, **more)
+        return cluster.call(*command, *arguments, **(env | more))
 
     return submit
+
+
+def reach(cluster, job, run, step):
+    """Wait until the run holds at a step; a job that ends before says why."""
+    held = run / f"held-{step}"
+    cluster.wait(lambda: held.exists() or cluster.state(job) in ENDS, f"step {step}")
+    logs = [path for path in run.parent.rglob("*.log") if f"-{job}" in path.name]
+    assert held.exists(), f"{cluster.state(job)}: " + "\n".join(path.read_text()[-3000:] for path in logs)
 
 
 def finish(cluster, job, state="COMPLETED"):
@@ -114,21 +123,15 @@ def hard_life(cluster, sbatch, shared, scenes_of_slurm):
     run = shared / "hard"
     overrides = train(scenes_of_slurm, "hard", "logger=wandb", *hold(run, *HELD))
     job = sbatch(*overrides, options=["--time=60", *TWO_NODES])
-
-    def held(index):
-        reached = run / f"held-{HELD[index]}"
-        cluster.wait(lambda: reached.exists() or cluster.state(job) in ENDS, f"step {HELD[index]}")
-        assert reached.exists(), cluster.state(job)
-
-    held(0)
+    reach(cluster, job, run, HELD[0])
     minutes = int(cluster.call("squeue", "-h", "-j", job, "-O", "TimeUsed").split(":")[-2]) + 2
     cluster.call("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")  # USR1@120 is due at once
     again(cluster, job, 1)
-    held(1)
+    reach(cluster, job, run, HELD[1])
     everything = ["--partition=urgent", "--nodes=2", "--exclusive", f"--output={shared}/urgent.log"]
     cluster.call("sbatch", *everything, "--wrap=true")
     again(cluster, job, 2)
-    held(2)
+    reach(cluster, job, run, HELD[2])
     cluster.lose_node(cluster.nodes[1])
     again(cluster, job, 3)
     cluster.start_node(cluster.nodes[1])
@@ -184,7 +187,7 @@ def test_zero_2_goes_on_after_a_signal_and_ends_with_the_weights_of_ddp(
         "+trainer.strategy.process_group_backend=gloo",
     ]
     job = sbatch(*train(scenes_of_slurm, "zero", *strategy, *hold(run, 5)), options=TWO_NODES)
-    cluster.wait((run / "held-5").exists, "step 5")
+    reach(cluster, job, run, 5)
     cluster.call("scancel", "--signal=USR1", job)
     again(cluster, job, 1)
     finish(cluster, job)
@@ -206,20 +209,26 @@ def test_gpus_that_torch_does_not_see_end_the_job_before_training(cluster, sbatc
 def test_scancel_saves_and_does_not_start_again(cluster, sbatch, shared, scenes_of_slurm):
     run = shared / "cancelled"
     job = sbatch(*train(scenes_of_slurm, "cancelled", *hold(run, 4)), options=["--nodes=1", *NO_GPUS])
-    cluster.wait((run / "held-4").exists, "step 4")
+    reach(cluster, job, run, 4)
     cluster.call("scancel", job)
     finish(cluster, job, "CANCELLED")
     assert runs.newest_checkpoint(run).name == runs.checkpoint_name(6)
 
 
-def test_an_array_takes_one_line_of_overrides_a_task(cluster, sbatch, shared, scenes_of_slurm):
+def test_an_array_takes_one_line_of_overrides_a_task(cluster, sbatch, shared):
+    """Told by a python that says what it was given: what becomes of overrides is shown above."""
     (shared / "sweep.txt").write_text("name=slow optim.lr=1e-5\nname=fast optim.lr=1e-3\n")
-    overrides = train(scenes_of_slurm, "unused", "samples=32")
-    job = sbatch(*overrides, options=["--array=1-2", "--nodes=1", *NO_GPUS], SWEEP=str(shared / "sweep.txt"))
+    says = shared / "says"
+    says.write_text('#!/bin/sh\necho "$@"\n')
+    says.chmod(0o755)
+    options = ["--job-name=sweep", "--array=1-2", "--nodes=1", *NO_GPUS]
+    own = {"SWEEP": str(shared / "sweep.txt"), "LONGCLIP_PYTHON": str(says)}
+    job = sbatch("train.sbatch", "samples=32", options=options, **own)
     for task in (1, 2):
         finish(cluster, f"{job}_{task}")
-    assert "lr: 1.0e-05" in (shared / "slow" / "config.yaml").read_text()
-    assert "lr: 0.001" in (shared / "fast" / "config.yaml").read_text()
+    said = {log.read_text() for log in (shared / "logs").glob("sweep-*-0.log")}
+    given = f"train.py trainer=ddp resume=auto runs={shared} samples=32"
+    assert said == {f"{given} name=slow optim.lr=1e-5\n", f"{given} name=fast optim.lr=1e-3\n"}
 
 
 def test_a_run_is_judged_by_a_job(cluster, sbatch, calm, scenes_of_slurm):
