@@ -23,7 +23,7 @@ OTHERS = ("git", "make", "pip", "python3", ".", "export", "wandb", "sbatch", "pr
 ELSEWHERE = {
     r"python train.py|make demo": "test_run.py::test_a_run_says_what_it_will_do",
     r"python train.py .*logger=wandb.*": "test_wandb.py::test_a_training_and_its_resume_are_one_run",
-    r"python train.py .*trainer=ddp.*": "test_run.py::test_a_run_of_two_whose_one_is_killed",
+    r"python train.py .*trainer=ddp.*": "test_launching.py::test_a_signal_to_one_of_two_ranks",
     r"python train.py .* -m": "test_trainings.py::test_the_jobs_of_a_sweep",
     r"torchrun .*train.py .*": "test_launching.py::test_a_signal_to_one_of_two_ranks",
     r"(RANK|export RANK|export WORLD_SIZE).*": "test_launching.py::test_a_signal_to_one_of_two_ranks",
@@ -34,6 +34,8 @@ ELSEWHERE = {
     r"longclip search .* --serve": "search/test_search_page.py::test_the_server_forbids_scripts",
     r"longclip embed .*": "test_embedding.py::test_the_command_says_what_to_type_next",
     r"python train.py recipe=mobileclip2 .*": "test_embedding.py::test_a_recipe_finds_the_embeddings",
+    r"longclip facets .*": "test_facets.py::test_the_command_says_what_to_type_next",
+    r"python train.py recipe=flame .*": "test_facets.py::test_the_command_says_what_to_type_next",
     r"longclip cluster .*": "data/test_clusters.py::test_the_command_says_what_to_type_next",
     r"python train.py recipe=clipmoe .*": "towers/test_experts.py::test_finished_models_are_the_experts",
     r"python train.py recipe=mcl .*": "data/test_clusters.py::test_a_batch_is_of_one_cluster",
