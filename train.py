@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from conf.launch import launch
+from conf.launch import launch, load_libraries
 
 
 def train(config: DictConfig) -> dict[str, float]:
@@ -93,6 +93,7 @@ def _callbacks(config: DictConfig, run: Path, checkpoint: Path | None, curriculu
 
 def main(config: DictConfig) -> None:
     """Train, or with `plan=...` only say what that would need."""
+    load_libraries()
     if config.plan:
         from conf.planning import plan
 

@@ -15,11 +15,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from conf.launch import evaluators, instantiate, launch
+from conf.launch import evaluators, instantiate, launch, load_libraries
 
 
 def evaluate(config: DictConfig) -> dict[str, float]:
     """Load a model, run the benchmarks, keep and show what they find; returns all numbers."""
+    load_libraries()
     import torch
 
     from eval.leaks import check
