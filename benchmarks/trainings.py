@@ -29,6 +29,10 @@ Found = dict[str, dict[int, Numbers]]
 """Variant -> seed -> what its run was judged to be."""
 
 
+UNTOLD = ("_queries", "_median", "_r5", "tokens", "tokens_max", "truncated")
+"""Ends of the names of numbers that are of data, or that no table tells."""
+
+
 class Job(NamedTuple):
     """One training."""
 
@@ -67,11 +71,13 @@ def run_all(jobs: Sequence[Job], at_once: int) -> Found:
 
 
 def collect(jobs: Sequence[Job]) -> Found:
-    """The last judgement of every job that is finished."""
+    """The last judgement of every job that is finished, without what no table tells."""
     found: Found = {}
     for job in jobs:
         if finished(job.run, job.samples):
-            found.setdefault(job.variant, {})[job.seed] = runs.judgements(job.run)[-1]
+            judged = runs.judgements(job.run)[-1].items()
+            told = {name: number for name, number in judged if not name.endswith(UNTOLD)}
+            found.setdefault(job.variant, {})[job.seed] = told
     return found
 
 
