@@ -75,6 +75,11 @@ def decoded(image: bytes) -> Tensor:
         raise Damaged(str(error), reason) from error
 
 
+def seeding(seed: int, epoch: int, key: str) -> str:
+    """The words that seed how an image is shown: others than those of its captions (`captions.Groups`)."""
+    return f"{seed}/{epoch}/{key}//image"
+
+
 def view(image_CHW: Tensor, transform: EvalTransform, augment: Augment | None, words: str) -> Tensor:
     """An image as it is shown: as judging shows it or, where there is an `augment`, as `words` seed it."""
     if augment is None:
@@ -190,7 +195,7 @@ class Samples(torch.utils.data.Dataset[Sample]):
         epoch, index = self.order.at(position)
         record = self.data.record(index)
         image_CHW = pixels(self.data, index, record) if self.decoding else UNSEEN
-        words = f"{self.plan.seed}/{epoch}/{record.key}"
+        words = seeding(self.plan.seed, epoch, record.key)
         texts = self.groups.show(record.captions, record.key, epoch, min(1.0, position / self.plan.samples))
         columns = self.data.columns(index)
         if self.cached is not None:

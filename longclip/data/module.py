@@ -153,7 +153,15 @@ class DataModule(lightning.LightningDataModule):
     def signature(self) -> dict[str, object]:
         """What the meaning of a position depends on, as plain values."""
         sizes = {report.name: [report.kept, report.epoch] for report in self.report()}
-        return {**self.plan.signature(), "sources": sizes}
+        chosen = {
+            name: part.checksum for name, part in zip(self.corpus.names, self.corpus.parts, strict=True)
+        }
+        return {
+            **self.plan.signature(),
+            "sources": sizes,
+            "chosen": chosen,
+            **self.plan.arranged(self.corpus),
+        }
 
     def resume(self, position: int, steps: int, signature: Mapping[str, object] | None = None) -> int:
         """Go on from a position, reached in so many steps; returns how many steps are left.
@@ -164,7 +172,9 @@ class DataModule(lightning.LightningDataModule):
         """
         own, old = self.signature(), signature or self.signature()
         changed = [
-            f"{name} {old.get(name)} -> {value}" for name, value in own.items() if old.get(name) != value
+            f"{name} {old[name]} -> {value}"
+            for name, value in own.items()
+            if name in old and old[name] != value  # older checkpoints say less
         ]
         if changed:
             log.warning(

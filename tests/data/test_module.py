@@ -1,9 +1,11 @@
 """Batches: the same stream whatever the workers, processes, batch size or interruption."""
 
+import random
 from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -12,7 +14,9 @@ from PIL import Image
 from waves import COUNT, PREPROCESS, SIZE, module
 
 from longclip import dist
-from longclip.captions import First, Groups, Whole
+from longclip.captions import First, Groups, Whole, parse
+from longclip.data.images import Augment
+from longclip.data.loading import seeding
 from longclip.data.tars.dataset import Dataset
 from longclip.tokens import Tokenizer, unpack
 from longclip.types import Batch, UserError
@@ -178,3 +182,16 @@ def test_lightning_trains_what_is_left_after_a_resume(
     steps = 4 + 36 // batch_size
     rest = fit(steps, batch_size, tmp_path / "4.ckpt")
     assert half.keys + rest.keys == whole.keys
+
+
+def test_the_view_of_an_image_says_nothing_of_the_captions_that_are_shown(tokenizer: Tokenizer) -> None:
+    """Two captions against four quarters of the crop's area: 1,000 images, about 125 each."""
+    captions = [parse(f"{word} is here.", word, tokenizer) for word in ("one", "two")]
+    groups, augment = Groups({"any": Whole()}, seed=0), Augment(scale=(0.2, 1.0))
+    first = groups.show(captions[:1], "k", 0)[0].ids
+    counts = np.zeros((2, 4), int)
+    for number in range(1000):
+        left, top, right, bottom = augment.window(100, 100, random.Random(seeding(0, 0, f"k{number}")))
+        quarter = min(3, int(4 * ((right - left) * (bottom - top) - 0.2) / 0.8))
+        counts[int(list(groups.show(captions, f"k{number}", 0)[0].ids) != list(first)), quarter] += 1
+    assert (abs(counts - counts.sum(0) / 2) < 40).all(), counts

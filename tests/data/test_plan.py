@@ -173,3 +173,33 @@ def test_plans_that_cannot_be_are_one_sentence(
 ) -> None:
     with pytest.raises(UserError, match=message):
         module(root, tokenizer, **plan).resume(0, 0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"sidecar": {"filter": {"score": {"bottom": 0.5}}}}, "chosen"),
+        ({"sidecar": {"weight": "other"}}, "chosen"),
+        ({"sidecar": {"weight": "half"}}, "chosen"),
+        ({"batches": "other"}, "batches half -> other"),
+        ({}, None),
+    ],
+)
+def test_a_resume_says_that_other_samples_are_chosen(
+    changed: Any, words: str | None, root: Path, tokenizer: Tokenizer, tmp_path: Path, caplog: Any
+) -> None:
+    rows = [{"key": f"k{n}", "score": n, "half": 1 + n % 2, "other": 2 - n % 2} for n in range(COUNT)]
+    (tmp_path / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_sidecar(tmp_path / "facts.jsonl", tmp_path / "facts", tokenizer)
+
+    def made(sidecar: Any = None, batches: str = "half") -> DataModule:
+        join = Join([str(tmp_path / "facts")], **({"filter": {"score": {"top": 0.5}}} | (sidecar or {})))
+        return module(root, tokenizer, sidecar=join, batches=batches)
+
+    before = made().signature()
+    made(**changed).resume(12, 2, json.loads(json.dumps(before)))
+    assert bool(caplog.messages) == (words is not None)
+    assert not words or words in caplog.text
+    caplog.clear()
+    made(**changed).resume(12, 2, {name: before[name] for name in ("seed", "sources")})
+    assert not caplog.messages, "what an older checkpoint does not say is not compared"

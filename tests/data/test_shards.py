@@ -10,6 +10,7 @@ import tracemalloc
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
@@ -18,6 +19,7 @@ import simplejpeg
 import webdataset
 
 from longclip.captions import parse
+from longclip.data.tars import shards
 from longclip.data.tars.dataset import Dataset
 from longclip.data.tars.index import digests, parse_list, read_index
 from longclip.data.tars.keys import Keys
@@ -63,6 +65,23 @@ def test_what_is_written_is_read(folder: Path, records: list[Record], tokenizer:
         *(f"{n:06d}.{end}" for n in range(3) for end in ("index.json", "tar")),
         "shards.json",
     ]
+
+
+def test_keys_beyond_ascii_are_read_by_everybody(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And from shards whose names stand in extended headers, as tar programs write them."""
+    keys = ["Straße", "写真_1", "plain", "ü" * 45]
+    records = [record(number, tokenizer, key=key) for number, key in enumerate(keys)]
+    write(records, tmp_path / "train", samples_per_shard=9)
+    stock = webdataset.WebDataset(str(tmp_path / "train" / "000000.tar"), shardshuffle=False)
+    assert [sample["__key__"] for sample in stock] == keys
+    monkeypatch.setattr(shards, "tarfile", SimpleNamespace(USTAR_FORMAT=tarfile.PAX_FORMAT))
+    write(records, tmp_path / "extended", samples_per_shard=9)
+    assert (tmp_path / "extended" / "000000.tar").read_bytes().count(b"path=") > 0
+    for folder in ("train", "extended"):
+        data = Dataset(tmp_path / folder, tokenizer)
+        assert [data.record(index) for index in range(len(keys))] == records
 
 
 def test_report_and_index_count_what_was_written(

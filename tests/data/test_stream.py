@@ -134,6 +134,22 @@ def test_a_resumed_run_has_the_steps_that_are_left_in_another_order(folder):
     assert numbers != shown(whole.train_dataloader())[32:]
 
 
+def test_schedules_follow_the_position_before_and_after_a_resume(folder):
+    seen = []
+
+    class Spy(Whole):
+        def __call__(self, captions, rng, progress=0.0):
+            seen.append(progress)
+            return super().__call__(captions, rng, progress)
+
+    for position in (0, 32):
+        data = module(str(folder), groups=Groups({"long": Spy()}, seed=0))
+        data.resume(position, position // 8)
+        list(data.train_dataloader())
+    assert seen[:80] == pytest.approx([at // 8 / 10 for at in range(80)])
+    assert seen[80:] == pytest.approx(seen[32:80])
+
+
 def test_what_it_cannot_promise_is_said(folder, caplog):
     with caplog.at_level(logging.INFO, logger="longclip"):
         module(str(folder), workers=2).train_dataloader()

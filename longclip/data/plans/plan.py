@@ -98,6 +98,12 @@ class Plan:
         free = {"samples", "tokens"} | ({"batch_size", "pool", "share"} if self.batches == RANDOM else set())
         return {name: value for name, value in asdict(self).items() if name not in free}
 
+    def arranged(self, corpus: Corpus) -> dict[str, object]:
+        """What composed batches depend on besides, as plain values: the column that they are composed by."""
+        if self.batches in BY_RULE:
+            return {}
+        return {"labels": crc32(corpus.labels(self.batches).tobytes())}
+
     def _counts(self, sources: Mapping[str, Source], corpus: Corpus) -> dict[str, int]:
         """Samples that an epoch shows of each source; their sum is `epoch`, where that is given."""
         wanted = np.array(

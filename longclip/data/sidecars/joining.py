@@ -12,6 +12,7 @@ from functools import cached_property
 from math import isnan
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -109,6 +110,12 @@ class Joined:
     def choices(self) -> int:
         """How many samples are kept."""
         return len(self.data) if self.kept is None else len(self.kept)
+
+    @property
+    def checksum(self) -> int:
+        """Of which samples are kept, and how often each is shown."""
+        known = crc32(b"" if self.kept is None else self.kept.tobytes())
+        return known if self.shares is None else crc32(self.shares.sums.tobytes(), known)
 
     @property
     def joined(self) -> dict[str, float]:

@@ -133,8 +133,9 @@ class Streamed(torch.utils.data.IterableDataset[Batch]):
         found = self.found(self.rank * workers + number, self.world * workers)
         for step in range(number, self.left, workers):
             skips: list[Skip] = []
-            progress = min(1.0, self.position / self.plan.samples + step / max(1, self.left))
-            stage = self.view.curriculum.at(self.position + step * self.plan.batch_size)
+            position = self.position + step * self.plan.batch_size
+            progress = min(1.0, position / self.plan.samples)
+            stage = self.view.curriculum.at(position)
             transform = self.view.transform.sized(stage.image_size)
             try:
                 shown = [self._next(found, transform, progress, skips) for _ in range(self.size)]
@@ -201,7 +202,7 @@ class Streamed(torch.utils.data.IterableDataset[Batch]):
             image_CHW = loading.decoded(content)
         except Damaged as error:
             raise Damaged(f"sample {found.key!r}: {error}", error.reason) from error
-        seen = transform, self.view.augment, f"{self.plan.seed}/{epoch}/{found.key}"
+        seen = transform, self.view.augment, loading.seeding(self.plan.seed, epoch, found.key)
         texts = self.view.groups.show(captions, found.key, epoch, progress)
         texts = loading.framed(texts, image_CHW, *seen)
         return Sample(found.key, loading.view(image_CHW, *seen), texts, draw=loading.draw(seen[-1]))

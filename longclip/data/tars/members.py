@@ -7,6 +7,7 @@ Members are data: only the four known extensions are looked at, and nothing is e
 from __future__ import annotations
 
 import json
+import re
 from itertools import chain, islice
 from typing import Any
 
@@ -52,24 +53,36 @@ def split(block: bytes) -> tuple[str, dict[str, bytes]]:
     """
     members: dict[str, bytes] = {}
     keys: set[bytes] = set()
-    at = 0
+    at, own_name = 0, None
     while at < len(block):
         header = block[at : at + 512]
-        if header[257:262] != b"ustar" or header[156:157] not in (b"0", b"\0"):
+        kind = header[156:157]
+        if header[257:262] != b"ustar" or kind not in (b"0", b"\0", b"x"):
             raise ValueError("no tar member where one is expected")
-        key, _, extension = header[:100].rstrip(b"\0").partition(b".")
-        keys.add(key)
         size = int(header[124:136].rstrip(b"\0 "), 8)
         at += 512
         if size < 0 or at + size > len(block):
             raise ValueError("member longer than its sample")
+        content = block[at : at + size]
+        at += -(-size // 512) * 512
+        if kind == b"x":
+            own_name = _path(content)
+            continue
+        key, _, extension = (own_name or header[:100].rstrip(b"\0")).partition(b".")
+        own_name = None
+        keys.add(key)
         if extension.decode() in members:
             raise ValueError(f"member {extension.decode()} comes twice")
-        members[extension.decode()] = block[at : at + size]
-        at += -(-size // 512) * 512
+        members[extension.decode()] = content
     if len(keys) != 1:
         raise ValueError(f"members of {len(keys)} keys in one sample")
     return keys.pop().decode(), members
+
+
+def _path(extended: bytes) -> bytes | None:
+    """The next member's name, where an extended header (POSIX.1-2001) has it: beyond ASCII or 100 bytes."""
+    found = re.search(rb"(?:^|\n)\d+ path=([^\n]*)\n", extended)
+    return found and found[1]
 
 
 def _described(

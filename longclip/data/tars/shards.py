@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import tarfile
 from collections.abc import Iterable
 from contextlib import suppress
 from itertools import pairwise
@@ -156,6 +157,8 @@ class _OpenShard:
         self._tar = TarWriter(
             self._file, user="longclip", group="longclip", mode=0o644, mtime=0, encoder=False
         )
+        # Else a name beyond ASCII stands in a header of its own, in front of the member's.
+        self._tar.tarstream.format, self._tar.tarstream.encoding = tarfile.USTAR_FORMAT, "utf-8"
 
     def add(self, record: Record, with_ids: bool) -> None:
         self._tar.write({"__key__": record.key, **encode(record, with_ids)})
