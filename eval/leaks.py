@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import yaml
 
+from eval.own import config_of
 from longclip.data.corpus import sources
 from longclip.data.tars.dataset import Dataset
 from longclip.data.tars.storage import within
@@ -64,9 +64,7 @@ def _told(name: str, found: Findings, images: int, seen: list[str]) -> Findings:
 
 def trained_on(model: str) -> list[str]:
     """The folders of shards that the run behind a model has trained on, where there is such a run."""
-    path = Path(model.removeprefix("local-dir:"))
-    configs = (folder / "config.yaml" for folder in (path, path.parent, path.parent.parent))
-    config = next((file for file in configs if file.is_file()), None)
+    config = config_of(model)
     if config is None:
         return []
     try:

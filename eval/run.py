@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from conf.launch import evaluators, instantiate, launch, load_libraries
@@ -46,9 +47,10 @@ def evaluate(config: DictConfig) -> dict[str, float]:
 
 def _data(config: DictConfig, tower: Any) -> Any:
     """What holds the evaluation sets of a run; published sets bring their own and need none of it made."""
+    from eval.own import reads_splits
+
     data = instantiate(config.data, groups=None, tokenizer=tower.tokenizer, preprocess=tower.preprocess_cfg)
-    nodes = [node for node in config.benchmark.values() if OmegaConf.is_dict(node)]
-    if any(isinstance(node.get("split"), str) for node in nodes):
+    if reads_splits(config.benchmark):
         data.prepare_data()
     return data
 
@@ -90,12 +92,19 @@ def _finish(
     return numbers
 
 
+def judge(config: DictConfig) -> dict[str, float]:
+    """`evaluate`, for a run on what it was judged on in training, unless the command line chose otherwise."""
+    from eval.own import judged_as_trained
+
+    return evaluate(judged_as_trained(config, HydraConfig.get().overrides.task))
+
+
 def main() -> None:
     """`model=NAME` is told to Hydra as `source=NAME`: it would look for NAME among conf/model/*.yaml."""
     sys.argv = [re.sub(r"^model=", "source=", argument) for argument in sys.argv]
     if not any(argument.startswith(("source=", "-")) for argument in sys.argv[1:]):
         sys.exit("error: say what to judge: python -m eval.run model=runs/demo (--help lists the rest)")
-    launch(evaluate, "eval")
+    launch(judge, "eval")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ import json
 import logging
 from pathlib import Path
 
+import yaml
+
 from .stored import Stored, why_not_whole
 from .types import UserError
 
@@ -47,20 +49,30 @@ def claim(run: Path, resume: str | None, leader: bool = True) -> Path | None:
 
     Args:
         run: the run directory.
-        resume: None for a new run, "auto" for the newest checkpoint of this run, or a path.
+        resume: None for a new run, "auto" for the newest checkpoint of this run, or the path of a checkpoint
+            that a new run begins from; with the same path once more it goes on from its own newest.
         leader: this is process 0; the others follow it into the directory that it has begun.
 
     Raises:
-        UserError: a run of this name exists and resume is None, or the path is no whole checkpoint.
+        UserError: a run of this name exists and resume is None, or the path is no whole checkpoint, or the
+            run has newer ones.
     """
     if resume == "auto":
         return newest_checkpoint(run)
     if resume is not None:
         if not Path(resume).exists():
             raise UserError(f"resume={resume}: no such checkpoint; resume=auto takes the newest of {run}")
-        return Stored(Path(resume)).folder
-    begun = (run / "judgements.jsonl").exists() or checkpoints(run)  # a mistyped start leaves only a config
-    if leader and begun:
+        chosen, newest = Stored(Path(resume)).folder, newest_checkpoint(run)
+        if newest and _began_from(run) == resume:  # the same command again: a job that was requeued
+            return newest
+        if leader and newest and newest.resolve() != chosen.resolve():
+            # Of two branches in one directory the older would be taken for the newer, and pruned for it.
+            raise UserError(
+                f"resume={resume} would go back behind {newest}: resume=auto goes on from there, "
+                "name=OTHER begins a run of its own from your checkpoint"
+            )
+        return chosen
+    if leader and begun(run):
         raise UserError(
             f"{run} already holds a run: resume=auto continues it, name=OTHER starts a new one beside it, "
             f"or remove the directory yourself"
@@ -68,11 +80,23 @@ def claim(run: Path, resume: str | None, leader: bool = True) -> Path | None:
     return None
 
 
+def _began_from(run: Path) -> str | None:
+    """What its first start was told to resume from."""
+    path = run / "config.yaml"
+    config = yaml.safe_load(path.read_text()) if path.exists() else None
+    return config.get("resume") if isinstance(config, dict) else None
+
+
+def begun(run: Path) -> bool:
+    """Whether anything came of it: a mistyped start leaves only a config."""
+    return (run / "judgements.jsonl").exists() or bool(checkpoints(run))
+
+
 def write_config(run: Path, text: str) -> Path:
-    """Keep the config of the first start; later starts are written beside it."""
+    """Keep the config of the first start that came to something; later ones are written beside it."""
     run.mkdir(parents=True, exist_ok=True)
     path, attempt = run / "config.yaml", 0
-    while path.exists():
+    while begun(run) and path.exists():
         attempt += 1
         path = run / f"config.resume-{attempt}.yaml"
     path.write_text(text)

@@ -8,6 +8,7 @@ import hydra
 import pytest
 from omegaconf import OmegaConf
 
+from eval.own import judged_as_trained
 from eval.run import evaluate
 from longclip import export
 from longclip.data.tars.dataset import Dataset
@@ -77,6 +78,51 @@ def test_what_was_trained_on_is_told(run, scenes, tmp_path, caplog):
     assert "jsonl/overlap" not in evaluate(compose(*config))
     with pytest.raises(UserError, match="nowhere"):
         evaluate(compose(*config, f"overlap={tmp_path}/nowhere"))
+
+
+TRAINED = {
+    "data": {"_target_": "longclip.data.module.DataModule", "root": "mine", "judge": ["dev"], "prepare": {}},
+    "benchmark": {"shards": {"split": "dev", "views": {"long": 1}}},
+}
+
+
+def of_run(tmp_path, *typed, config=TRAINED):
+    (tmp_path / "mine").mkdir(exist_ok=True)
+    OmegaConf.save(config, tmp_path / "mine" / "config.yaml")
+    typed = [f"source={tmp_path}/mine/export", *typed]
+    found = judged_as_trained(compose(*typed), typed)
+    return OmegaConf.to_container(found, resolve=True)
+
+
+def test_a_run_is_judged_on_what_it_was_judged_on_in_training(tmp_path):
+    found = of_run(tmp_path)
+    assert {part: found[part] for part in ("data", "benchmark")} == TRAINED
+    assert found["batch_size"] == 128, "all else as it was composed"
+    found = of_run(tmp_path, "data.root=moved", "data.prepare=null", "++benchmark.shards.batch_size=7")
+    assert found["data"] == TRAINED["data"] | {"root": "moved", "prepare": None}
+    assert found["benchmark"] == {"shards": TRAINED["benchmark"]["shards"] | {"batch_size": 7}}
+
+
+def test_what_is_chosen_to_judge_on_wins_over_the_run(tmp_path):
+    assert of_run(tmp_path, "data=scenes")["data"]["root"] == "datasets/scenes"
+    docci = of_run(tmp_path, "benchmark=docci")
+    assert (docci["data"]["root"], set(docci["benchmark"])) == ("datasets/scenes", {"docci"})
+    late = of_run(tmp_path, "benchmark=late")
+    assert late["data"] == TRAINED["data"], "a benchmark of splits finds those of the run"
+    assert late["benchmark"]["late"]["split"] == "dev"
+
+
+@pytest.mark.parametrize(
+    ("typed", "config", "words"),
+    [
+        (["data.workers=0"], TRAINED, "data.workers is no key of what the run was judged on"),
+        ([], {"data": {}}, "does not say what its run was judged on"),
+        ([], TRAINED | {"benchmark": {}}, "trained with benchmark=none"),
+    ],
+)
+def test_a_run_that_cannot_say_what_it_was_judged_on(tmp_path, typed, config, words):
+    with pytest.raises(UserError, match=words):
+        of_run(tmp_path, *typed, config=config)
 
 
 def test_jsonl_without_a_folder_says_which_key_is_missing(run):

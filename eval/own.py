@@ -1,0 +1,98 @@
+"""What a run is judged on unless the command line says otherwise: its own evaluation sets.
+
+In: the composed config and the overrides that were typed. Out: the config with `data` and `benchmark` as the
+run's config.yaml has them. Any other model is judged on what `conf/eval.yaml` names.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from longclip.types import UserError
+
+log = logging.getLogger(__name__)
+
+
+def config_of(model: str) -> Path | None:
+    """The config.yaml of the run that a model comes from: itself, or that of a checkpoint or export in it."""
+    path = Path(model.removeprefix("local-dir:"))
+    configs = (folder / "config.yaml" for folder in (path, path.parent, path.parent.parent))
+    return next((file for file in configs if file.is_file()), None)
+
+
+def judged_as_trained(config: DictConfig, typed: Sequence[str]) -> DictConfig:
+    """The config with what the run behind `source` was judged on, where no data or benchmark was chosen.
+
+    A benchmark of its own brings its data or finds the run's; data of its own bring their benchmark.
+
+    Raises:
+        UserError: the run's config does not say what it was judged on, or has no such key as was typed.
+    """
+    file = config_of(config.source)
+    overrides = OverridesParser.create().parse_overrides(list(typed))
+    chosen = {override.key_or_group for override in overrides}
+    if file is None or "data" in chosen:
+        return config
+    if "benchmark" not in chosen:
+        parts = ["data", "benchmark"]
+    elif reads_splits(config.benchmark):
+        parts = ["data"]
+    else:
+        return config
+    found = _read(file, parts)
+    log.info("%s of %s; data=... or benchmark=... chooses", " and ".join(parts), file)
+    for override in overrides:
+        if override.key_or_group.partition(".")[0] in parts:
+            _apply(override, found, file)
+    return OmegaConf.merge(_without(config, parts), found)  # type: ignore[return-value]
+
+
+def reads_splits(benchmark: DictConfig) -> bool:
+    """Whether it judges on splits of `data`; published sets bring their own."""
+    nodes = [node for node in benchmark.values() if OmegaConf.is_dict(node)]
+    return any(isinstance(node.get("split"), str) for node in nodes)
+
+
+def _read(file: Path, parts: Sequence[str]) -> DictConfig:
+    try:
+        whole = yaml.safe_load(file.read_text())
+        found = OmegaConf.create({part: whole[part] for part in parts})
+    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{file} does not say what its run was judged on ({error!r}); choose data=... and benchmark=..."
+        ) from error
+    if not found.get("benchmark", True):
+        raise UserError(
+            f"the run of {file} was trained with benchmark=none: say what to judge it by (benchmark=...)"
+        )
+    return found
+
+
+def _apply(override: Override, found: DictConfig, file: Path) -> None:
+    """One typed override, on what the run had."""
+    key = override.key_or_group
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(found, parent)
+    may_be_new = override.is_add() or override.is_force_add()
+    if not isinstance(node, DictConfig) or (name not in node and not may_be_new):
+        raise UserError(
+            f"{key} is no key of what the run was judged on ({file}); data=... or benchmark=... chooses "
+            "something else to judge on"
+        )
+    if override.is_delete():
+        del node[name]
+    else:
+        OmegaConf.update(node, name, override.value(), force_add=True)
+
+
+def _without(config: DictConfig, parts: Sequence[str]) -> DictConfig:
+    kept = OmegaConf.masked_copy(config, [str(key) for key in config if key not in parts])
+    OmegaConf.set_struct(kept, False)
+    return kept
