@@ -177,7 +177,7 @@ def test_names_that_are_not_as_many_as_the_folders_are_refused(root):
     (root / "classnames.txt").write_text("ant\nbird\ncat\n")
     assert folders(str(root), "").names == ["ant", "bird", "cat"]
     (root / "classnames.txt").write_text("ant\nbird\ncat\ndog\n")
-    with pytest.raises(UserError, match=r"classnames\.txt has 4 lines and .* has 3 class folders"):
+    with pytest.raises(UserError, match=r"classnames\.txt has 4 lines, and .* has 3 class folders"):
         folders(str(root), "")
 
 
