@@ -23,6 +23,7 @@ from .results import Result
 Results = Mapping[str, Result]
 LEVEL = 0.95
 _HARMLESS = {"root", "batch_size"}  # settings that change no number
+_UNSAID = {"scoring": "global"}  # as results were judged that do not say it
 
 
 class Delta(NamedTuple):
@@ -49,8 +50,10 @@ def compare(yardstick: Results, others: Results, resamples: int = 10_000) -> dic
     """`benchmark/number` -> difference, for all that both have.
 
     Raises:
-        UserError: a benchmark of this name was not judged alike.
+        UserError: a benchmark of this name was not judged alike, or nothing is to be drawn.
     """
+    if resamples < 1:
+        raise UserError(f"an interval takes 1 draw or more, not {resamples}: --resamples 10000 is usual")
     return dict(_deltas(yardstick, others, resamples))
 
 
@@ -131,5 +134,5 @@ def _settings(node: Any, prefix: str = "") -> dict[str, Any]:
     """Nested settings by dotted key, without those that change no number."""
     if not isinstance(node, dict):
         return {prefix[:-1]: node}
-    kept = ((key, value) for key, value in node.items() if key not in _HARMLESS)
+    kept = (pair for pair in node.items() if pair[0] not in _HARMLESS and pair not in _UNSAID.items())
     return {name: leaf for key, value in kept for name, leaf in _settings(value, f"{prefix}{key}.").items()}

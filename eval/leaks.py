@@ -24,22 +24,17 @@ log = logging.getLogger(__name__)
 NAMED = 3
 
 
-def check(findings: Mapping[str, Findings], model: str, folder: str | None) -> dict[str, Findings]:
+def check(findings: Mapping[str, Findings], model: str, named: Dataset | None) -> dict[str, Findings]:
     """Add `overlap` where it can be told, and say where it is not 0.
 
     Args:
         model: what was judged; where it belongs to a run, that run's training data is asked.
-        folder: shards to ask instead.
-
-    Raises:
-        UserError: `folder` holds no shards.
+        named: shards to ask instead.
     """
     sets = {name: next(iter(found.ranked.values())) for name, found in findings.items() if found.ranked}
     try:
-        datasets = [Dataset(one) for one in ([folder] if folder else trained_on(model))] if sets else []
+        datasets = ([named] if named is not None else list(map(Dataset, trained_on(model)))) if sets else []
     except UserError as error:
-        if folder:
-            raise
         log.info("overlap with the training data is not known: %s", error)
         datasets = []
     if not datasets:

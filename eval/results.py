@@ -12,6 +12,7 @@ other weights stays in results.jsonl and nowhere else: the rest speaks of one mo
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -25,6 +26,8 @@ from longclip.evaluate import Each, Findings, flat
 from longclip.types import UserError
 
 from .report import markdown
+
+log = logging.getLogger(__name__)
 
 DETAILS = "details.json"
 _FOUND = {"i2t": "text_retrieval", "t2i": "image_retrieval"}  # named by what is found, not by what is asked
@@ -70,11 +73,10 @@ class Result:
 def write(folder: Path, findings: Mapping[str, Findings], facts: Facts) -> dict[str, Result]:
     """Add findings to a folder; returns all that is known there of these weights, by benchmark."""
     found = {name: _result(name, findings[name], facts) for name in findings}
-    kept = load(folder) if (folder / DETAILS).exists() else {}
-    results = {name: old for name, old in kept.items() if old.weights == facts.weights} | found
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "results.jsonl", "a", encoding="utf-8") as lines:
+    with open(folder / "results.jsonl", "a", encoding="utf-8") as lines:  # first: nothing here can lose them
         lines.writelines(_line(result) + "\n" for result in found.values())
+    results = {name: old for name, old in _kept(folder).items() if old.weights == facts.weights} | found
     _replace(folder / DETAILS, json.dumps({name: _detailed(result) for name, result in results.items()}))
     numbers = flat(results)
     _replace(folder / "metrics.json", json.dumps(numbers | clip_benchmark(numbers), indent=1) + "\n")
@@ -108,7 +110,7 @@ def load(folder: Path) -> dict[str, Result]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return {name: _restored(fields) for name, fields in content.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise UserError(
             f"{path} cannot be read ({error}): remove it and judge again with python -m eval.run"
         ) from error
@@ -136,6 +138,20 @@ def folder_of(model: str) -> Path:
     if path.is_dir() and path.suffix != ".ckpt":  # a checkpoint is a folder that nobody else writes to
         return path / "eval"
     return Path("runs/eval") / (re.sub(r"[^\w.-]+", "-", model).strip("-.") or "model")
+
+
+def _kept(folder: Path) -> dict[str, Result]:
+    """What `load` finds; a file that it cannot read is moved aside, so that judging goes on without it."""
+    path = folder / DETAILS
+    if not path.exists():
+        return {}
+    try:
+        return load(folder)
+    except UserError as error:
+        aside = path.with_name(f"{DETAILS}.unreadable")
+        os.replace(path, aside)
+        log.warning("%s cannot be read (%s): moved to %s, and begun anew", path, error.__cause__, aside)
+        return {}
 
 
 def _result(name: str, findings: Findings, facts: Facts) -> Result:

@@ -26,6 +26,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
 
     from eval.leaks import check
     from longclip import dist
+    from longclip.data.tars.dataset import Dataset
     from longclip.launching import place
     from longclip.models import load
     from longclip.towers.clip import DualTower
@@ -36,13 +37,14 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         torch.cuda.set_device(here.local_rank)
     if here.rank > 0:
         logging.getLogger().setLevel(logging.WARNING)
+    named = Dataset(config.overlap) if config.overlap else None  # a mistyped folder costs no judging
     with dist.group(device):
         backbone = load(config.source, config.context_length, config.weights)
         tower = DualTower(backbone).to(device)
         findings, seconds = _judge(tower, _data(config, tower), evaluators(config.benchmark))
         if here.rank > 0:
             return {}
-        return _finish(config, tower, backbone, check(findings, config.source, config.overlap), seconds)
+        return _finish(config, tower, backbone, check(findings, config.source, named), seconds)
 
 
 def _data(config: DictConfig, tower: Any) -> Any:

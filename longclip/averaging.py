@@ -47,6 +47,9 @@ def average(
         positions, keep: how they are lengthened: as in the training that came of it (model.backbone), or the
             mean is of rows that never belonged together.
 
+    Numbers that are no floating point cannot be mixed. They must be equal, but for what batch normalisation
+    counts, which is the last model's.
+
     Raises UserError where the models are of different architectures, activations or preprocessing.
     """
     shares = _checked(names, shares)
@@ -57,7 +60,7 @@ def average(
         _check_alike(name, other, names[-1], last)
         for key, value in _scaled(other, share).items():
             sums[key] += value
-    last.model.load_state_dict(sums)  # copies into the model's own types
+    last.model.load_state_dict(last.model.state_dict() | sums)  # copies into the model's own types
     _warn_of_statistics(last.model)
     return last
 
@@ -75,13 +78,18 @@ def _checked(names: Sequence[str], shares: Sequence[float] | None) -> Sequence[f
 
 
 def _scaled(backbone: Backbone, share: float) -> dict[str, Tensor]:
-    return {name: tensor.double() * share for name, tensor in backbone.model.state_dict().items()}
+    state = backbone.model.state_dict()
+    return {name: tensor.double() * share for name, tensor in state.items() if tensor.is_floating_point()}
 
 
 def _check_alike(name: str, one: Backbone, other_name: str, other: Backbone) -> None:
     left, right = _facts(one), _facts(other)
     differ = configs.differences(one.model_cfg, other.model_cfg)
-    differ += [f"{key} {left[key]} and {right.get(key)}" for key in left if left[key] != right.get(key)]
+    differ += [
+        f"{key} {left.get(key, 'absent')} and {right.get(key, 'absent')}"
+        for key in dict.fromkeys([*left, *right])
+        if left.get(key) != right.get(key)
+    ]
     if differ:
         raise UserError(
             f"{name} and {other_name} are different networks, so a mean of their weights is none: "
@@ -90,10 +98,14 @@ def _check_alike(name: str, one: Backbone, other_name: str, other: Backbone) -> 
 
 
 def _facts(backbone: Backbone) -> dict[str, Any]:
-    """What must agree besides the architecture."""
+    """What must agree besides the architecture: of tensors the shape, of integers the value."""
     config = backbone.model_cfg
     facts = {"context_length": config["text_cfg"]["context_length"], "quick_gelu": config["quick_gelu"]}
-    return facts | {f"preprocessing {key}": value for key, value in backbone.preprocess_cfg.items()}
+    facts |= {f"preprocessing {key}": value for key, value in backbone.preprocess_cfg.items()}
+    for name, tensor in backbone.model.state_dict().items():
+        if not name.endswith(".num_batches_tracked"):
+            facts[name] = list(tensor.shape) if tensor.is_floating_point() else tensor.tolist()
+    return facts
 
 
 def _warn_of_statistics(model: nn.Module) -> None:

@@ -123,3 +123,8 @@ def judgements(run: Path) -> list[dict[str, float]]:
         except json.JSONDecodeError:
             log.warning("%s: a torn line was passed over", path)
     return rows
+
+
+def start(run: Path) -> dict[str, float] | None:
+    """The judgement from before the run's first step; None where training began without one."""
+    return next((row for row in judgements(run) if row.get("samples_seen") == 0), None)

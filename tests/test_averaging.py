@@ -1,13 +1,16 @@
 """The mean of models: the arithmetic, what is not averaged, and that the start may be shorter."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from longclip import models as loading
 from longclip.averaging import average
 from longclip.export import write
+from longclip.towers.experts import Experts, join
 from longclip.towers.positions import stretch
 from longclip.towers.pretrained import build
 from longclip.types import UserError
@@ -73,3 +76,29 @@ def test_other_networks_are_refused_and_named(models, tiny, tmp_path):
         average([str(tmp_path / "wide"), models[1]])
     with pytest.raises(UserError, match="positions are never cut"):
         average([models[1], models[0]])
+
+
+@pytest.fixture
+def with_experts(tiny, monkeypatch):
+    """A model with experts of which a token asks one, one of which it asks two, and a plain one, by name."""
+    plain = build(tiny, None, 248)
+    backbones = {"plain": plain}
+    for name, top in (("one", 1), ("two", 2)):
+        backbones[name] = plain._replace(model=deepcopy(plain.model))
+        join(backbones[name].model, Experts(copies=2, top=top))
+    monkeypatch.setattr(loading, "load", lambda name, *_: deepcopy(backbones[name]))
+    return backbones
+
+
+@pytest.mark.parametrize("names", [("one", "plain"), ("plain", "one")])
+def test_experts_and_none_are_different_networks(with_experts, names):
+    with pytest.raises(UserError, match=r"different networks.*resblocks\.0\.mlp.* absent"):
+        average(names)
+
+
+def test_integers_are_no_shares_of_anything(with_experts):
+    found = average(["one"] * 6).model.state_dict()
+    wanted = with_experts["one"].model.state_dict()
+    assert all(found[name].item() == 1 for name in wanted if name.endswith(".top"))
+    with pytest.raises(UserError, match=r"different networks.*\.mlp\.top \[1\] and \[2\]"):
+        average(["one", "two"])

@@ -92,6 +92,12 @@ def test_batch_size_and_place_change_no_number(tmp_path):
     assert compare.main([a, judged(tmp_path / "b", hits(2, 0.5), settings={"batch_size": 64})]) == 0
 
 
+def test_results_from_before_a_setting_was_said_compare_with_its_default(tmp_path):
+    a = judged(tmp_path / "a", hits(1, 0.5))
+    assert compare.main([a, judged(tmp_path / "b", hits(2, 0.5), settings={"scoring": "global"})]) == 0
+    assert compare.main([a, judged(tmp_path / "c", hits(2, 0.5), settings={"scoring": "late"})]) == 2
+
+
 def test_the_table_measures_all_by_the_first(tmp_path, capsys):
     worse, better, same = hits(1, 0.2), hits(2, 0.9), hits(1, 0.2)
     folders = [judged(tmp_path / name, v) for name, v in (("a", worse), ("b", better), ("c", same))]
@@ -111,6 +117,13 @@ def test_what_only_one_was_judged_on_is_named(tmp_path, capsys):
     b = judged(tmp_path / "b", hits(2, 0.2))
     assert compare.main([a, b]) == 0
     assert f"not compared: docci: only for {a}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("resamples", [0, -3])
+def test_no_draws_make_no_interval(tmp_path, capsys, resamples):
+    both = [judged(tmp_path / name, hits(1, 0.2)) for name in "ab"]
+    assert compare.main([*both, "--resamples", str(resamples)]) == 2
+    assert f"1 draw or more, not {resamples}" in capsys.readouterr().err
 
 
 def test_one_model_and_strangers_are_sentences(tmp_path, capsys):

@@ -54,6 +54,15 @@ def test_every_file_composes_and_resolves(group):
         OmegaConf.to_container(compose(*overrides), resolve=True)
 
 
+def test_every_retrieval_can_be_scored_by_late_interaction():
+    config = compose("benchmark=urban1k", "benchmark.urban1k.scoring=late", name="eval")
+    assert evaluators(config.benchmark)["urban1k"].scoring == "late"
+    for path in (CONF / "benchmark").glob("*.yaml"):
+        for node in OmegaConf.to_container(OmegaConf.load(path)).values():
+            if isinstance(node, dict) and node.get("_target_", "").endswith((".PairSet", ".Retrieval")):
+                assert "scoring" in node, path
+
+
 def test_sources_filters_and_batches_are_chosen_on_the_command_line():
     config = compose(
         "data=shards",

@@ -76,8 +76,11 @@ def test_what_was_trained_on_is_told(run, scenes, tmp_path, caplog):
     assert evaluate(compose(*config, f"overlap={scenes}/heldout"))["jsonl/overlap"] == 25
     (run / "config.yaml").unlink()
     assert "jsonl/overlap" not in evaluate(compose(*config))
-    with pytest.raises(UserError, match="nowhere"):
-        evaluate(compose(*config, f"overlap={tmp_path}/nowhere"))
+
+
+def test_a_mistyped_folder_of_training_data_costs_no_judging():
+    with pytest.raises(UserError, match="no/shards"):
+        evaluate(compose("source=no/model", "benchmark=none", "overlap=no/shards"))
 
 
 TRAINED = {

@@ -96,6 +96,17 @@ def test_it_shows_every_number_and_how_it_changed(report, found):
     assert f"{tables.number(accuracy)} 0.00 {accuracy:+.1f}" in seen.text
 
 
+def test_a_run_that_was_not_judged_at_its_start_has_none_to_compare_with(report, tmp_path, capsys):
+    runs.record(tmp_path, 640, {"scenes/long/i2t_r1": 40.0, "scenes/long/t2i_r1": 30.0})
+    assert page.against(results.load(report.parent), None, tmp_path) is None
+    finish(tmp_path, None)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "last judgement" in said
+    assert "40.0 / 30.0" in said
+    assert "start" not in said
+    assert "first" not in said
+
+
 def test_failures_are_the_nearest_and_the_worst_with_the_rank_of_the_truth(tower, found):
     (shown,) = gallery.galleries(tower, found, 4)
     ranked = found["scenes"].ranked["long"]

@@ -54,6 +54,16 @@ def test_benchmarks_gather_for_one_model_and_never_for_two(tmp_path):
     assert "weights: other" in (tmp_path / "table.md").read_text()
 
 
+@pytest.mark.parametrize("spoilt", ['{"urban": {', '{"own": {"keys": [], "each": {}, "new": 1}}'])
+def test_what_was_judged_is_kept_though_the_old_details_cannot_be_read(tmp_path, caplog, spoilt):
+    (tmp_path / "details.json").write_text(spoilt)
+    written = results.write(tmp_path, {"urban": findings()}, FACTS)
+    assert results.load(tmp_path) == written
+    assert json.loads((tmp_path / "results.jsonl").read_text())["benchmark"] == "urban"
+    assert (tmp_path / "details.json.unreadable").read_text() == spoilt
+    assert f"{tmp_path}/details.json.unreadable" in caplog.text
+
+
 def test_keys_that_numbers_share_are_written_once(tmp_path):
     results.write(tmp_path, {"urban": findings()}, FACTS)
     assert (tmp_path / "details.json").read_text().count("a#0") == 1

@@ -15,11 +15,12 @@ from .tables import table
 
 def finish(run: Path, export: Path | None) -> dict[str, float]:
     """Print it, draw `length.png` where lengths were judged; returns the final metrics."""
-    judged = runs.judgements(run)
+    judged, start = runs.judgements(run), runs.start(run)
     metrics: dict[str, float] = json.loads((run / "metrics.json").read_text()) if judged else {}
     console = Console(width=None if Console().is_terminal else 110)
     if judged:
-        console.print(table(metrics, judged[0], title=f"{run}: first and last judgement"))
+        which = "first and last judgement" if start else "last judgement"
+        console.print(table(metrics, start, title=f"{run}: {which}"))
         console.print(f"metrics: {run / 'metrics.json'}")
     curves = length_curves(metrics)
     if curves:

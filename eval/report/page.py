@@ -40,7 +40,7 @@ class Against(NamedTuple):
 
 
 def against(results: Results, folder: str | None, run: Path | None) -> Against | None:
-    """What to compare with: the results that a user names, or else the first judgement of the run.
+    """What to compare with: the results that a user names, or else the judgement before the run's first step.
 
     Raises:
         UserError: there are no such results, or they were not made alike.
@@ -48,10 +48,10 @@ def against(results: Results, folder: str | None, run: Path | None) -> Against |
     if folder is not None:
         theirs = load(find(folder))
         return Against(folder, flat(theirs), compare(theirs, results))
-    judged = runs.judgements(run) if run else []
-    if not judged:
+    start = runs.start(run) if run else None
+    if start is None:
         return None
-    start, now = judged[0], flat(results)
+    now = flat(results)
     deltas = {name: Delta(start[name], value) for name, value in now.items() if name in start}
     return Against(f"{run}, before its first step", start, deltas)
 
@@ -62,7 +62,8 @@ def make(
     """Write `report.html` into a folder of results: what was kept there, with galleries of the new findings.
 
     Args:
-        yardstick: a judged model or a folder of results to compare with; None: the start of the model's run.
+        yardstick: a judged model or a folder of results to compare with; None: the start of the model's run,
+            where it was judged.
     """
     run = history.run_of(next(iter(results.values())).model)
     path = folder / "report.html"

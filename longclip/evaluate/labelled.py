@@ -44,6 +44,9 @@ def folders(root: str, folder: str) -> Labelled:
 
     Labels follow the sorted names of the folders, or are those names where all are numbers (ImageNetV2). A
     class is called what its line of ROOT/classnames.txt says, else as its folder, with blanks for "_".
+
+    Raises:
+        UserError: there are no such folders, or names that are not as many as they.
     """
     tree = (
         f"{posixpath.join(folder, 'CLASS', 'PICTURE.jpg')}   (a folder for every class)\n{NAMES}   (optional)"
@@ -62,8 +65,21 @@ def folders(root: str, folder: str) -> Labelled:
         if path.suffix.lower() in PICTURES
     ]
     own = {label: name.replace("_", " ") for name, label in labels.items()}
-    names = _lines(Path(root), NAMES) or [own.get(label, "") for label in range(max(own) + 1)]
+    names = _lines(Path(root), NAMES)
+    if names and not numbered:
+        _check_counts(Path(root) / NAMES, len(names), base, len(classes))
+    names = names or [own.get(label, "") for label in range(max(own) + 1)]
     return Labelled(items, names, _lines(Path(root), TEMPLATES))
+
+
+def _check_counts(listing: Path, names: int, base: Path, classes: int) -> None:
+    """Labels that follow the sorted folders say whose a line is only where there are as many of both."""
+    if names != classes:
+        raise UserError(
+            f"{listing} has {names} lines, and {base} has {classes} class folders: write one line for each "
+            "folder, in the order of their sorted names, or remove the file, and classes are called as their "
+            "folders"
+        )
 
 
 def cifar(root: str, folder: str) -> Labelled:

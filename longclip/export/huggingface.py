@@ -81,16 +81,25 @@ def _strangers(given: Mapping[str, Any], default: Any, where: str) -> list[str]:
 
 
 def _image_problems(made: Plain) -> list[str]:
-    vision, preprocess = _vision_cfg(made), made.preprocess_cfg
+    vision = _vision_cfg(made)
     found = [
-        f"vision_cfg.{key} is {vision[key]}, not one number"  # layers of a ResNet, oblong images
-        for key in ("layers", "image_size", "patch_size")
+        f"vision_cfg.{key} is {vision[key]}, not one number"  # layers of a ResNet
+        for key in ("layers", "patch_size")
         if not isinstance(vision[key], int)
     ]
-    if preprocess["resize_mode"] not in ("shortest", "squash"):
-        found.append(f"images are resized by {preprocess['resize_mode']!r}, not by 'shortest' or 'squash'")
-    if preprocess["interpolation"] not in _RESAMPLING:
-        found.append(f"images are resampled by {preprocess['interpolation']!r}, not 'bicubic' or 'bilinear'")
+    return found + processor_problems(made.preprocess_cfg)
+
+
+def processor_problems(preprocess_cfg: Mapping[str, Any]) -> list[str]:
+    """What `image_processor` has no word for, in words: oblong images, padding, other resampling."""
+    size, mode, filtered = (preprocess_cfg[key] for key in ("size", "resize_mode", "interpolation"))
+    found = []
+    if not isinstance(size, int):
+        found.append(f"vision_cfg.image_size is {size}, not one number")
+    if mode not in ("shortest", "squash"):
+        found.append(f"images are resized by {mode!r}, not by 'shortest' or 'squash'")
+    if filtered not in _RESAMPLING:
+        found.append(f"images are resampled by {filtered!r}, not 'bicubic' or 'bilinear'")
     return found
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ..towers import configs
 from ..towers.huggingface import PROCESSOR
-from .huggingface import image_processor
+from .huggingface import image_processor, processor_problems
 from .model import Plain
 from .vocabulary import same_tokenizer, write_padded
 
@@ -55,7 +55,7 @@ def problems(made: Plain) -> list[str]:
         found.append("ONNX graphs are written in fp32; onnxruntime's own tools convert them")
     if not same_tokenizer(made.tokenizer):
         found.append("the tokenizer is not OpenAI's byte pairs with open_clip's plain cleaning")
-    return found
+    return found + processor_problems(made.preprocess_cfg)
 
 
 def write(made: Plain, folder: Path) -> None:

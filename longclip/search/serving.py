@@ -11,7 +11,7 @@ import sys
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from ..types import UserError
 from .gallery import Gallery, Reply
@@ -56,10 +56,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         names = self.server.names  # type: ignore[attr-defined]
-        if names is not None and urlsplit(f"//{self.headers.get('Host')}").hostname not in names:
+        if names is not None and _parts(f"//{self.headers.get('Host')}").hostname not in names:
             self._send(Reply(403, "text/plain", b"this address is not served here"))
             return
-        url = urlsplit(self.path)
+        url = _parts(self.path)
         parameters = {name: values[-1] for name, values in parse_qs(url.query).items()}
         self._send(self.gallery.reply(url.path, parameters))
 
@@ -77,6 +77,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def version_string(self) -> str:
         return "longclip"
+
+
+def _parts(address: str) -> SplitResult:
+    """Of what is no address, such as "//[", empty ones."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")
 
 
 def is_loopback(host: str) -> bool:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from pathlib import Path
 
@@ -18,16 +20,24 @@ from torch import Tensor
 
 from ..types import UserError
 
-# What a damaged or forged pickle can make the interpreter below run into.
-_DAMAGE = (
+DAMAGE = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
     LookupError,
+    ArithmeticError,
     EOFError,
+    OSError,
     TypeError,
     ValueError,
     AttributeError,
+    AssertionError,
+    RuntimeError,  # of torch; RecursionError; NotImplementedError: a zip of a version that there never was
+    MemoryError,
 )
+"""What a damaged or forged zip or pickle makes its reader run into, torch's or the one below."""
+
 _STORAGES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -59,10 +69,9 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
         if data is None:
             raise UserError(f"{path} is a TorchScript archive without data.pkl: the file is damaged.")
         try:
-            root = _Unpickler(archive, data).load()
-        except (*_DAMAGE, RuntimeError) as error:
-            raise UserError(f"{path} could not be read as a TorchScript archive: {error}.") from error
-    return dict(_walk(root, ""))
+            return dict(_walk(_Unpickler(archive, data).load(), ""))
+        except DAMAGE as error:
+            raise UserError(f"{path} could not be read as a TorchScript archive ({error!r}).") from error
 
 
 class _Module:

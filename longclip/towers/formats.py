@@ -82,8 +82,8 @@ def _members(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as zipped:
             return zipped.namelist()
-    except zipfile.BadZipFile as error:
-        raise UserError(f"{path} is damaged or was cut off while it was copied: {error}.") from error
+    except archive.DAMAGE as error:
+        raise _damaged(path, error) from error
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
@@ -104,8 +104,8 @@ def _torch_load(path: Path) -> dict[str, Tensor]:
             f"{path} holds Python objects besides tensors, which longclip does not load because they can run "
             f"code: save the model's state_dict() alone, best as safetensors."
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{path} could not be read, it may be damaged or cut off: {error}.") from error
+    except archive.DAMAGE as error:
+        raise _damaged(path, error) from error
     if isinstance(loaded, dict) and "pytorch-lightning_version" in loaded:
         raise _lightning(path)
     return _state_dict(loaded, path)
@@ -115,9 +115,18 @@ def _is_lightning(path: Path) -> bool:
     """Whether a file of torch.save that will not load says that Lightning wrote it."""
     if not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as zipped:
-        pickles = [name for name in zipped.namelist() if name.endswith("/data.pkl")]
-        return any(b"pytorch-lightning_version" in zipped.read(name) for name in pickles)
+    try:
+        with zipfile.ZipFile(path) as zipped:
+            pickles = [name for name in zipped.namelist() if name.endswith("/data.pkl")]
+            return any(b"pytorch-lightning_version" in zipped.read(name) for name in pickles)
+    except archive.DAMAGE:
+        return False
+
+
+def _damaged(path: Path, error: BaseException) -> UserError:
+    return UserError(
+        f"{path} could not be read, it may be damaged or cut off ({error!r}): copy or download it again."
+    )
 
 
 def _lightning(path: Path) -> UserError:
@@ -131,11 +140,11 @@ def _state_dict(loaded: object, path: Path) -> dict[str, Tensor]:
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict):
         raise UserError(f"{path} holds a {type(loaded).__name__}, not a state dict of named tensors.")
-    strangers = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
+    strangers = [str(k) for k, v in state.items() if not (isinstance(k, str) and isinstance(v, Tensor))]
     if strangers:
         raise UserError(
             f"{path} is no state dict: {', '.join(strangers[:5])} "
-            f"({len(strangers)} in all) are not tensors. Save the model's state_dict() alone."
+            f"({len(strangers)} in all) are no named tensors. Save the model's state_dict() alone."
         )
     return state
 
@@ -153,7 +162,7 @@ def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _told_apart(state: dict[str, Tensor]) -> Weights:
-    if "positional_embedding_res" in state:
+    if {"positional_embedding", "positional_embedding_res"} <= state.keys():
         return Weights(_merge_long_clip(state), "long-clip", True)
     if huggingface.is_theirs(state):
         return Weights(huggingface.renamed(state), "hugging face", None)

@@ -173,6 +173,14 @@ def test_folders_that_are_numbers_are_labels(tmp_path):
     assert found.names[10] == "name 10"
 
 
+def test_names_that_are_not_as_many_as_the_folders_are_refused(root):
+    (root / "classnames.txt").write_text("ant\nbird\ncat\n")
+    assert folders(str(root), "").names == ["ant", "bird", "cat"]
+    (root / "classnames.txt").write_text("ant\nbird\ncat\ndog\n")
+    with pytest.raises(UserError, match=r"classnames\.txt has 4 lines, and .* has 3 class folders"):
+        folders(str(root), "")
+
+
 def test_a_set_that_is_not_whole_is_a_sentence_and_has_no_protocol(root):
     with pytest.raises(UserError, match="expected 7 pictures, found 6; get the set again"):
         judge(root, expected=7)

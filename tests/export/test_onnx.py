@@ -87,3 +87,19 @@ def test_the_folder_says_what_goes_in(folder: Path) -> None:
 def test_other_precisions_are_refused(backbone: Backbone, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="ONNX graphs are written in fp32"):
         export.write(backbone, tmp_path, "onnx", "fp16")
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"resize_mode": "longest"}, "images are resized by 'longest'"),
+        ({"interpolation": "nearest"}, "images are resampled by 'nearest'"),
+        ({"size": [32, 48]}, r"vision_cfg.image_size is \[32, 48\], not one number"),
+    ],
+)
+def test_preprocessing_without_words_is_refused(
+    backbone: Backbone, tmp_path: Path, changed: dict[str, object], words: str
+) -> None:
+    other = backbone._replace(preprocess_cfg=backbone.preprocess_cfg | changed)
+    with pytest.raises(UserError, match=words):
+        export.write(other, tmp_path, "onnx")

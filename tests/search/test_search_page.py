@@ -1,5 +1,6 @@
 """The page shows what was found, asks for nothing else, and hands out nothing but the pictures."""
 
+import http.client
 import io
 import os
 import re
@@ -181,6 +182,14 @@ def test_the_server_forbids_scripts_and_other_hosts(server):
         urllib.request.urlopen(stranger)
     with pytest.raises(urllib.error.HTTPError, match="404"):
         urllib.request.urlopen(f"{url}whole/..%2f..%2fetc/passwd")
+
+
+@pytest.mark.parametrize(("path", "host", "status"), [("/", "[", 403), ("http://[", "localhost", 404)])
+def test_what_is_no_address_gets_an_answer(server, path, host, status):
+    connection = http.client.HTTPConnection(*server[0].server_address)
+    connection.request("GET", path, headers={"Host": host})
+    assert connection.getresponse().status == status
+    connection.close()
 
 
 def test_an_address_that_is_taken_is_a_sentence(server, gallery):

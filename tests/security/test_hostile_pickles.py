@@ -5,6 +5,7 @@ import pickle
 import struct
 import tarfile
 import zipfile
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -74,6 +75,55 @@ def test_an_archive_that_runs_code_is_refused(tmp_path, marker, name):
     with zipfile.ZipFile(path, "w") as archive:
         for member in ("archive/data.pkl", "archive/constants.pkl", "archive/version"):
             archive.writestr(member, pickle.dumps(Bomb(marker), protocol=2) if member == name else b"3")
+    with pytest.raises(UserError):
+        formats.read(path)
+
+
+def zipped(path, content, *others):
+    with zipfile.ZipFile(path, "w") as archive:
+        for member in ("archive/data.pkl", "archive/version", *others):
+            archive.writestr(member, content if member.endswith("data.pkl") else b"3")
+    return path
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02ctorch\n\xfe\n.",  # UnicodeDecodeError
+        b"\x80\x02h\x07.",  # KeyError
+        b"\x80\x02}s.",  # IndexError
+        b"\x80\x02X\x01\x00",  # struct.error
+        b"\x80\x02ccollections\nOrderedDict\n(K\x01K\x02tR.",  # TypeError
+    ],
+)
+@pytest.mark.parametrize("others", [(), ("archive/constants.pkl",)])
+def test_a_damaged_pickle_is_a_sentence(tmp_path, content, others):
+    with pytest.raises(UserError):
+        formats.read(zipped(tmp_path / "w.pt", content, *others))
+    (tmp_path / "old.pt").write_bytes(content)
+    with pytest.raises(UserError):
+        formats.read(tmp_path / "old.pt")
+
+
+@pytest.mark.parametrize("attribute", [b"X\x01\x00\x00\x00a", b"K\x05"], ids=["itself", "no text"])
+def test_a_module_that_no_program_wrote_is_a_sentence(tmp_path, attribute):
+    """It holds itself, as an attribute."""
+    content = b"\x80\x02c__torch__\nM\n)\x81q\x00}" + attribute + b"h\x00sb."
+    with pytest.raises(UserError, match="TorchScript archive"):
+        formats.read(zipped(tmp_path / "w.pt", content, "archive/constants.pkl"))
+
+
+@pytest.mark.parametrize(
+    ("at", "byte"),
+    [(-1, 0), (6, 99), (46, 0xFE)],  # of the directory: what was damaged in it
+    ids=["content", "version", "name"],
+)
+def test_a_damaged_zip_is_a_sentence(tmp_path, at, byte):
+    path = checkpoint(tmp_path / "w.pt", {"x": Counter()})
+    content = bytearray(path.read_bytes())
+    directory = content.index(b"PK\x01\x02")
+    content[content.index(b"collections") if at < 0 else directory + at] = byte
+    path.write_bytes(content)
     with pytest.raises(UserError):
         formats.read(path)
 
