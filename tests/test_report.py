@@ -107,6 +107,17 @@ def test_a_run_that_was_not_judged_at_its_start_has_none_to_compare_with(report,
     assert "first" not in said
 
 
+def test_numbers_of_as_many_queries_alone_are_held_against_the_start(report, tmp_path):
+    kept = results.load(report.parent)
+    now = results.flat(kept)
+    queries = next(name for name in now if name.endswith("i2t_queries"))
+    runs.record(tmp_path, 0, now | {queries: now[queries] + 1})
+    compared = page.against(kept, None, tmp_path).deltas
+    view = queries.removesuffix("queries")
+    assert not [name for name in compared if name.startswith(view)]
+    assert view.replace("i2t", "t2i") + "r1" in compared
+
+
 def test_failures_are_the_nearest_and_the_worst_with_the_rank_of_the_truth(tower, found):
     (shown,) = gallery.galleries(tower, found, 4)
     ranked = found["scenes"].ranked["long"]

@@ -52,8 +52,15 @@ def against(results: Results, folder: str | None, run: Path | None) -> Against |
     if start is None:
         return None
     now = flat(results)
-    deltas = {name: Delta(start[name], value) for name, value in now.items() if name in start}
+    shared = (name for name in now if name in start and _asked_alike(name, start, now))
+    deltas = {name: Delta(start[name], now[name]) for name in shared}
     return Against(f"{run}, before its first step", start, deltas)
+
+
+def _asked_alike(name: str, one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    """Whether a number of retrieval is of as many queries: else it was of another set of the same name."""
+    queries = f"{name.rpartition('_')[0]}_queries"
+    return one.get(queries) == other.get(queries)
 
 
 def make(
