@@ -446,6 +446,39 @@ def test_names_in_a_tar_lead_nowhere(tmp_path: Path) -> None:
     assert not set(entry.key) & set("./\\")
 
 
+def found_of(source: Path, layout: str) -> list[tuple[str, str]]:
+    """(key, "") of each entry, and (reason, detail) of each fault."""
+    found = read(source, layout)
+    return [(f.reason, f.detail) if isinstance(f, Fault) else (f.key, "") for f in found]
+
+
+def test_an_image_that_a_dot_in_its_name_hides_is_a_fault(tmp_path: Path) -> None:
+    """webdataset ends a key at the first dot, so photo.0.jpg and photo.1.jpg are parts of one sample."""
+    names = [
+        "photo.0.jpg",
+        "photo.0.txt",
+        "photo.1.JPG",
+        "good.jpg",
+        "good.mask.png",
+        "good.txt",
+        "._good.jpg",
+    ]
+    found = found_of(save_tar(tmp_path / "x.tar", [(name, IMAGES[0]) for name in names]), "img2dataset")
+    dotted = "image has a dot in its name"
+    assert [first for first, _ in found] == [dotted, dotted, dotted, "good"]
+    assert found[1][1].startswith("photo.1.JPG belongs to the key 'photo'")
+
+
+def test_two_images_of_one_name_are_a_fault(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png", "b.JPG", "b.jpg", "c.jpeg"):
+        (tmp_path / name).write_bytes(IMAGES[0])
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text("x y")
+    found = found_of(tmp_path, "folder")
+    assert [first for first, _ in found] == ["two images of one name"] * 2 + ["c"]
+    assert found[0][1].endswith("a.jpg, a.png; rename all but one of them, or remove them")
+
+
 def test_a_cut_tar_is_a_fault_and_the_next_is_read(tmp_path: Path) -> None:
     for name in ("0", "1"):
         webdataset(tmp_path / f"{name}.tar", [{"caption": "x y"}] * 8, name)
