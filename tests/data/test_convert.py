@@ -399,6 +399,8 @@ def test_a_full_disk_is_said_and_the_next_run_goes_on(
         ("no no no", None),
         ("A dog, a dog and a dog sit beside a dog.", None),
         ("猫が寝ている。", None),
+        ("یک سگ می\u200cدود و نمی\u200cایستد", None),
+        ("A family 👩\u200d🍳 cooks.", None),
         ("One line.\nAnother\tline.", None),
     ],
 )

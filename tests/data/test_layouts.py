@@ -1,5 +1,6 @@
 """Every layout reads what its data set looks like; a new one is a YAML; no name leads out of the source."""
 
+import io
 import json
 import random
 import tracemalloc
@@ -12,7 +13,7 @@ from sources import IMAGES, KEPT, TEXTS, save_images, save_lines, save_table, sa
 from longclip.data.converting.layouts import Entry, Fault, Source, load, shipped
 from longclip.data.converting.layouts.fields import find
 from longclip.data.converting.layouts.files import Place
-from longclip.data.converting.layouts.rows import reader
+from longclip.data.converting.layouts.rows import Row, reader
 from longclip.data.converting.layouts.source import key_of
 from longclip.data.tars.encoding import LONGEST_KEY
 from longclip.types import UserError
@@ -598,6 +599,23 @@ def test_meta_is_plain_and_what_the_layout_names(tmp_path: Path) -> None:
     (tmp_path / "captions.jsonl").write_text(json.dumps(row))
     (entry,) = entries(tmp_path, "jsonl")
     assert entry.meta == {"image": "0.jpg", "score": None, "odd": "?", "n": {"a": [1]}}
+
+
+@pytest.mark.parametrize(
+    ("cell", "value"),
+    [
+        ("[0.31, -1e-3]", [0.31, -1e-3]),
+        ("[]", []),
+        ("['a', 'b']", ["a", "b"]),
+        ("[1] a dog [2]", "[1] a dog [2]"),
+        ("[A dog.]", "[A dog.]"),
+        ("[2] * 9", "[2] * 9"),
+    ],
+)
+def test_a_cell_that_is_a_list_is_read_as_one(cell: str, value: object) -> None:
+    (row,) = reader("x.csv")(io.BytesIO(f'a,b\n"{cell}",\n'.encode()), 99, "x.csv")
+    assert isinstance(row, Row)
+    assert row.fields == {"a": value, "b": ""}
 
 
 def test_paths_find_fields() -> None:
