@@ -10,6 +10,7 @@ left out, as training leaves it out.
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -73,23 +74,22 @@ def embed(
         out: the folder to make.
         progress: called as (done, total) after every batch.
         name: of the columns: NAME_image, NAME_text, or NAME_text_SOURCE where there are several sources.
-        sources: whose captions are embedded; none: the one that an image has.
+        sources: whose captions are embedded; none: the one that an image has. "llama3.1" gives the column
+            NAME_text_llama3_1.
         device: torch's name; None: a GPU where there is one.
         images_only: no captions, whatever there are.
         before_projection: images only, as the last matrix of their tower meets them: NAME_unprojected in the
             place of NAME_image, not normalised.
 
     Raises:
-        UserError: no such model, shards or source; the folder exists; an image has several captions that a
-            column could hold; the image tower has no such matrix.
+        UserError: no such model, shards or source; the folder exists; a column's name is no file's; an image
+            has several captions that a column could hold; the image tower has no such matrix.
     """
     tower = (
         DualTower(models.load(model)).to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
     )
     data = Dataset(shards, tower.tokenizer)
-    columns: dict[str, str | None] = {f"{name}_text_{source}": source for source in sources}
-    if len(sources) < 2:
-        columns = {f"{name}_text": sources[0] if sources else None}
+    columns = _columns(name, sources)
     if images_only or before_projection:
         if sources:
             raise UserError(
@@ -105,6 +105,22 @@ def embed(
     scale = float(tower.backbone.logit_scale.detach().exp())
     context, damaged = tower.context_length, len(data) - written.rows
     return EmbedReport(written, look.column, list(columns), scale, context, damaged)
+
+
+def _columns(name: str, sources: Sequence[str]) -> dict[str, str | None]:
+    """The columns of captions, each with its source; what cannot stand in a file's name becomes a "_"."""
+    if len(sources) < 2:
+        return {f"{name}_text": sources[0] if sources else None}
+    columns: dict[str, str | None] = {}
+    for source in sources:
+        column = f"{name}_text_{re.sub(r'[^A-Za-z0-9_-]', '_', source)}"
+        if column in columns:
+            raise UserError(
+                f"--source {columns[column]} and --source {source} make one column, {column}: name each "
+                "once, or embed them one after the other with another --name"
+            )
+        columns[column] = source
+    return columns
 
 
 class _Look(NamedTuple):

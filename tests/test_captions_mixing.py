@@ -9,6 +9,7 @@ from math import e
 import pytest
 
 from longclip.captions import Best, First, Groups, Likely, Mix, Policy, Sentences, Swapped, Whole
+from longclip.captions.mixing import PATIENCE
 from longclip.types import Caption, Sentence, Text, UserError
 
 
@@ -44,10 +45,19 @@ def test_likely_draws_in_proportion_to_the_exponent_of_the_score() -> None:
     assert {texts[0].ids[0] for texts in draws(Likely(1e-3), scored(0.0, 1.0), 20)} == {100}
 
 
-@pytest.mark.parametrize("policy", [Best(), Likely(0.1)])
-def test_without_any_score_there_is_no_best(policy: Policy) -> None:
-    with pytest.raises(UserError, match=r"finds no score on any of an image's 2 captions; join"):
-        policy(scored(None, None), random.Random(0))
+@pytest.mark.parametrize("kind", [Best, lambda: Likely(0.1)])
+def test_an_image_without_a_score_shows_its_first_caption(kind: Callable[[], Policy]) -> None:
+    for first in (scored(None, None), scored(None, 0.5)):  # a run may begin with either
+        policy = kind()
+        policy(first, random.Random(0))
+        assert {texts[0].ids[0] for texts in draws(policy, scored(None, None), PATIENCE - 2)} == {0}
+    assert {texts[0].ids[0] for texts in draws(policy, scored(None, None), PATIENCE)} == {0}
+
+
+@pytest.mark.parametrize("kind", [Best, lambda: Likely(0.1)])
+def test_data_without_any_score_have_no_best(kind: Callable[[], Policy]) -> None:
+    with pytest.raises(UserError, match=r"finds no score on any caption of the first 256 images; join"):
+        draws(kind(), scored(None, None), PATIENCE)
 
 
 VECLIP = Mix({"raw": Whole("raw"), "vecap": Whole("vecap")}, start={"raw": 0.3, "vecap": 0.7})

@@ -42,7 +42,7 @@ def several(scenes, folder, tokenizer):
     def records():
         for n in range(9):
             record = data.record(n)
-            again = parse(f"Scene number {n}.", "other", tokenizer)
+            again = parse(f"Scene number {n}.", "llama3.1", tokenizer)
             yield Record(
                 f"k{n}", record.image, record.extension, (*record.captions, again)[: 1 + (n % 3 > 0)]
             )
@@ -79,25 +79,44 @@ def test_a_recipe_finds_the_embeddings_of_its_own_images_and_captions(teacher, s
 def test_every_source_is_a_column_and_a_caption_that_is_missing_stays_so(teacher, scenes, tmp_path):
     name, tower = teacher
     data, first = several(scenes, tmp_path / "data", tower.tokenizer)
-    report = embed(name, data, tmp_path / "out", name="t", sources=[first, "other"])
-    assert report.texts == [f"t_text_{first}", "t_text_other"]
-    assert report.written.missing == {"t_image": 0, report.texts[0]: 0, "t_text_other": 3}
+    report = embed(name, data, tmp_path / "out", name="t", sources=[first, "llama3.1"])
+    assert report.texts == [f"t_text_{first}", "t_text_llama3_1"]
+    assert report.written.missing == {"t_image": 0, report.texts[0]: 0, "t_text_llama3_1": 3}
     store = Store(tmp_path / "out")
     (row,) = store.rows(digests(["k4"])).tolist()
     with torch.no_grad():
         wanted = tower.encode_captions(["Scene number 4."])[0]
-    torch.testing.assert_close(torch.tensor(store.vector("t_text_other", row)), wanted, atol=2e-6, rtol=0)
+    torch.testing.assert_close(torch.tensor(store.vector("t_text_llama3_1", row)), wanted, atol=2e-6, rtol=0)
     (bare,) = store.rows(digests(["k3"])).tolist()
-    assert len(store.vector("t_text_other", bare)) == 0
+    assert len(store.vector("t_text_llama3_1", bare)) == 0
 
 
 def test_captions_that_training_shows_in_turn_are_refused(teacher, scenes, tmp_path):
     name, tower = teacher
     data, first = several(scenes, tmp_path / "data", tower.tokenizer)
-    with pytest.raises(UserError, match=rf"'k1' has 2 captions \({first}, other\).*--source NAME") as caught:
+    with pytest.raises(
+        UserError, match=rf"'k1' has 2 captions \({first}, llama3.1\).*--source NAME"
+    ) as caught:
         embed(name, data, tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "my.t", "sources": ["llama3.1"]}, r"column 'my.t_image' cannot name a file.*--name NAME"),
+        ({"sources": ["a.b", "a_b"]}, r"--source a.b and --source a_b make one column, teacher_text_a_b"),
+    ],
+)
+def test_columns_that_cannot_be_are_refused_before_anything_is_computed(
+    teacher, scenes, tmp_path, options, message
+):
+    data, _ = several(scenes, tmp_path / "data", teacher[1].tokenizer)
+    seen = []
+    with pytest.raises(UserError, match=message):
+        embed(teacher[0], data, tmp_path / "out", lambda *at: seen.append(at), **options)
+    assert not seen
 
 
 def test_a_damaged_image_is_left_out(teacher, scenes, tmp_path, monkeypatch):
@@ -137,11 +156,11 @@ def test_what_to_type_next_reads_the_columns_that_were_made(teacher, scenes, tmp
     data, _ = several(scenes, tmp_path / "data", teacher[1].tokenizer)
     command = ["embed", teacher[0], data, "--out", str(tmp_path / "out"), "--device", "cpu", "--name", "t"]
     assert cli.main([*command, "--source", "another"]) == 2
-    assert "the source 'another'; theirs are of other, " in capsys.readouterr().err
-    assert cli.main([*command, "--source", "other"]) == 0
+    assert "the source 'another'; theirs are of llama3.1, " in capsys.readouterr().err
+    assert cli.main([*command, "--source", "llama3.1"]) == 0
     _, _, typed = capsys.readouterr().out.partition("next: python train.py ")
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose("train", typed.split())
     term = config.recipe.terms.distilled.teachers.first
     assert (term.image, term.text) == ("t_image", "t_text") == tuple(config.data.sidecar.columns)
-    assert launch.instantiate(config.recipe.captions.long) == Whole("other")
+    assert launch.instantiate(config.recipe.captions.long) == Whole("llama3.1")

@@ -181,10 +181,12 @@ class All:
 
 
 def admitted(captions: Sequence[Caption], source: Sources) -> Sequence[Caption]:
+    """Those by a source that say anything: of "?!" some tokenizers leave no sentence."""
+    told = [caption for caption in captions if caption.sentences]
     if source is None:
-        return captions
+        return told
     names = (source,) if isinstance(source, str) else source
-    return [caption for caption in captions if caption.source in names]
+    return [caption for caption in told if caption.source in names]
 
 
 def ids(sentences: Iterable[Sentence]) -> Ids:

@@ -99,6 +99,11 @@ def _sidecar(options: argparse.Namespace) -> None:
     print(f"{options.out}: {report.rows:,} rows")
     for name, kind in report.kinds.items():
         print(f"  {name}: {kind}, {report.missing[name]:,} rows without a value")
+    if told := [name for name, kind in report.kinds.items() if kind == "captions"]:
+        print(
+            f"training shows the texts of {', '.join(told)} as captions; where they are none, remove "
+            f"{options.out} and make it with --labels {' '.join(told)}, or with --columns for others alone"
+        )
     print(
         f"next: data.sidecar.stores=[{options.out}], then filter, weight, scores or columns of data.sidecar"
     )

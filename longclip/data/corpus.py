@@ -44,6 +44,8 @@ def sources(train: str | Mapping[str, Any]) -> dict[str, Source]:
     form = "write data.train=FOLDER or data.train={NAME: {folder: FOLDER, weight: 1.0}, ...}"
     if isinstance(train, str):
         return {train: Source(train)}
+    if not isinstance(train, Mapping):
+        raise UserError(f"data.train is {train!r:.80}; {form}")
     found = {}
     for name, described in train.items():
         try:

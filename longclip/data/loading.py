@@ -210,8 +210,9 @@ class Samples(torch.utils.data.Dataset[Sample]):
     def or_other(self, position: int, skips: list[Skip]) -> Sample:
         """The sample of a position or, where it is damaged, the next good one of a fixed row of others.
 
-        The others are of the same epoch and far away in it, so that none of them is in the same batch,
-        and a function of the position, so that workers, processes and a resume change nothing.
+        The others are of the same epoch and a function of the position, so that workers, processes and a
+        resume change nothing. They are spread over it, so that one is seldom in the same batch; where an
+        epoch is a few batches, or most samples are damaged, an image may come twice in one.
 
         Raises:
             UserError: the others are damaged, too, so something else is wrong.

@@ -16,12 +16,12 @@ COUNT = 60
 KEYS = [f"k{n}" for n in range(COUNT)]
 
 
-def table(folder, blobs, name="vectors"):
+def table(folder, blobs, name="vectors", keys=KEYS):
     """A side-car of COUNT noisy vectors around as many directions as `blobs` has numbers; k7 has none."""
     random = np.random.default_rng(0)
     rows = [
         {"key": key, "v": (9 * np.eye(6)[b] + random.normal(size=6)).tolist()}
-        for key, b in zip(KEYS, blobs, strict=True)
+        for key, b in zip(keys, blobs, strict=True)
     ]
     rows[7]["v"] = None
     (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -100,3 +100,7 @@ def test_the_command_says_what_to_type_next_and_mistakes_are_sentences(tmp_path,
     ):
         with pytest.raises(UserError, match=words):
             cluster(source, *arguments)
+    elsewhere = table(tmp_path, [n % 2 for n in range(COUNT)], "other", [f"other-{key}" for key in KEYS])
+    with pytest.raises(UserError, match=r"/c \(--within\) and .*/other have no keys in common"):
+        cluster(elsewhere, "v", tmp_path / "d", 2, [tmp_path / "c"])
+    assert not (tmp_path / "d").exists()

@@ -103,3 +103,5 @@ def test_groups_are_made_anew_in_every_epoch() -> None:
 def test_batches_are_composed_among_some() -> None:
     with pytest.raises(UserError, match=r"data.plan.pool is 0"):
         Composed(Order(COUNT, 0), ARRANGE["similar"], SIZE, 0, 0)
+    with pytest.raises(UserError, match=r"batch_size is 1, and data.plan.batches=COLUMN .* give 2 or more"):
+        Grouped(LABELS, 1, 1.0)

@@ -172,6 +172,28 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(tmp_path: Path, tokeni
     assert len(contents(tmp_path / "1")) == 2 * (7 + 4) + 3
 
 
+def test_a_key_that_comes_twice_names_both_images(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Also where the first one is in a shard that an interrupted conversion has finished."""
+    (tmp_path / "in").mkdir()
+    names = ["a b.jpg", *(f"{n}.jpg" for n in range(9)), "a_b.jpg"]
+    for name in names:
+        (tmp_path / "in" / name).write_bytes(IMAGES[0])
+    save_lines(tmp_path / "in" / "captions.jsonl", [{"image": name, "captions": ["x y"]} for name in names])
+
+    def stop(step: Step) -> None:
+        if step.images == 9:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(tmp_path / "in", tmp_path / "out", tokenizer, progress=stop)
+    assert run(tmp_path / "in", tmp_path / "out", tokenizer, max_faults=0.5).faults == {"key comes twice": 1}
+    detail = json.loads((tmp_path / "out" / "errors.jsonl").read_text())["detail"]
+    assert detail.startswith(
+        "a b.jpg (captions.jsonl:1) and a_b.jpg (captions.jsonl:11) have one key: rename"
+    )
+    assert not list((tmp_path / "out").glob("*.partial"))
+
+
 class Killed(BaseException):
     pass
 
@@ -377,6 +399,8 @@ def test_a_full_disk_is_said_and_the_next_run_goes_on(
         ("no no no", None),
         ("A dog, a dog and a dog sit beside a dog.", None),
         ("猫が寝ている。", None),
+        ("یک سگ می\u200cدود و نمی\u200cایستد", None),
+        ("A family 👩\u200d🍳 cooks.", None),
         ("One line.\nAnother\tline.", None),
     ],
 )

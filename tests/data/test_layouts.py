@@ -1,5 +1,6 @@
 """Every layout reads what its data set looks like; a new one is a YAML; no name leads out of the source."""
 
+import io
 import json
 import random
 import tracemalloc
@@ -12,7 +13,7 @@ from sources import IMAGES, KEPT, TEXTS, save_images, save_lines, save_table, sa
 from longclip.data.converting.layouts import Entry, Fault, Source, load, shipped
 from longclip.data.converting.layouts.fields import find
 from longclip.data.converting.layouts.files import Place
-from longclip.data.converting.layouts.rows import reader
+from longclip.data.converting.layouts.rows import Row, reader
 from longclip.data.converting.layouts.source import key_of
 from longclip.data.tars.encoding import LONGEST_KEY
 from longclip.types import UserError
@@ -446,6 +447,39 @@ def test_names_in_a_tar_lead_nowhere(tmp_path: Path) -> None:
     assert not set(entry.key) & set("./\\")
 
 
+def found_of(source: Path, layout: str) -> list[tuple[str, str]]:
+    """(key, "") of each entry, and (reason, detail) of each fault."""
+    found = read(source, layout)
+    return [(f.reason, f.detail) if isinstance(f, Fault) else (f.key, "") for f in found]
+
+
+def test_an_image_that_a_dot_in_its_name_hides_is_a_fault(tmp_path: Path) -> None:
+    """webdataset ends a key at the first dot, so photo.0.jpg and photo.1.jpg are parts of one sample."""
+    names = [
+        "photo.0.jpg",
+        "photo.0.txt",
+        "photo.1.JPG",
+        "good.jpg",
+        "good.mask.png",
+        "good.txt",
+        "._good.jpg",
+    ]
+    found = found_of(save_tar(tmp_path / "x.tar", [(name, IMAGES[0]) for name in names]), "img2dataset")
+    dotted = "image has a dot in its name"
+    assert [first for first, _ in found] == [dotted, dotted, dotted, "good"]
+    assert found[1][1].startswith("photo.1.JPG belongs to the key 'photo'")
+
+
+def test_two_images_of_one_name_are_a_fault(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png", "b.JPG", "b.jpg", "c.jpeg"):
+        (tmp_path / name).write_bytes(IMAGES[0])
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text("x y")
+    found = found_of(tmp_path, "folder")
+    assert [first for first, _ in found] == ["two images of one name"] * 2 + ["c"]
+    assert found[0][1].endswith("a.jpg, a.png; rename all but one of them, or remove them")
+
+
 def test_a_cut_tar_is_a_fault_and_the_next_is_read(tmp_path: Path) -> None:
     for name in ("0", "1"):
         webdataset(tmp_path / f"{name}.tar", [{"caption": "x y"}] * 8, name)
@@ -565,6 +599,23 @@ def test_meta_is_plain_and_what_the_layout_names(tmp_path: Path) -> None:
     (tmp_path / "captions.jsonl").write_text(json.dumps(row))
     (entry,) = entries(tmp_path, "jsonl")
     assert entry.meta == {"image": "0.jpg", "score": None, "odd": "?", "n": {"a": [1]}}
+
+
+@pytest.mark.parametrize(
+    ("cell", "value"),
+    [
+        ("[0.31, -1e-3]", [0.31, -1e-3]),
+        ("[]", []),
+        ("['a', 'b']", ["a", "b"]),
+        ("[1] a dog [2]", "[1] a dog [2]"),
+        ("[A dog.]", "[A dog.]"),
+        ("[2] * 9", "[2] * 9"),
+    ],
+)
+def test_a_cell_that_is_a_list_is_read_as_one(cell: str, value: object) -> None:
+    (row,) = reader("x.csv")(io.BytesIO(f'a,b\n"{cell}",\n'.encode()), 99, "x.csv")
+    assert isinstance(row, Row)
+    assert row.fields == {"a": value, "b": ""}
 
 
 def test_paths_find_fields() -> None:

@@ -56,6 +56,7 @@ def test_a_sources_order_does_not_depend_on_the_others(root: Path, tokenizer: To
     ("train", "message"),
     [
         ({}, "names no source"),
+        (["train", "train"], r"data.train is \['train', 'train'\]; write data.train=FOLDER or"),
         ({"a": "train"}, r"source 'a' of data.train is 'train'"),
         ({"a": {"weight": 1}}, r"missing 1 required positional argument: 'folder'"),
         ({"a": {"folder": "train", "wieght": 1}}, r"unexpected keyword argument 'wieght'.*\{folder: FOLDER"),

@@ -25,7 +25,7 @@ from longclip.data.tars.index import digests, parse_list, read_index
 from longclip.data.tars.keys import Keys
 from longclip.data.tars.shards import Writer, write
 from longclip.tokens import Tokenizer
-from longclip.types import NO_IDS, Caption, Record, Sentence, UserError
+from longclip.types import NO_IDS, Box, Caption, Record, Sentence, UserError
 
 
 @pytest.fixture(scope="module")
@@ -248,6 +248,13 @@ def test_record_that_tools_cannot_read_is_refused(
         write([records[0], record(1, tokenizer, **change)], tmp_path)
     with pytest.raises(UserError, match="UNFINISHED"):
         Dataset(tmp_path)
+
+
+@pytest.mark.parametrize("box", [(10, 20, 50, 90), (0.5, 0.1, 0.2, 0.9), (0, 0, 1, float("nan")), (0, 0, 1)])
+def test_a_box_that_is_no_fractions_is_refused(tmp_path: Path, tokenizer: Tokenizer, box: Box) -> None:
+    caption = parse("A cat. A dog.", "human", tokenizer, boxes=[(0, 0, 1, 1), box])
+    with pytest.raises(UserError, match=r"'k001' has the box .* for 'A dog.'; .* divide pixels by its width"):
+        write([record(1, tokenizer, captions=(caption,))], tmp_path)
 
 
 def test_zero_samples_are_refused(tmp_path: Path) -> None:

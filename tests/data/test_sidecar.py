@@ -13,7 +13,9 @@ import open_clip
 import pytest
 
 from longclip import cli
-from longclip.captions import parse
+from longclip.captions import First, Groups, Sentences, Whole, parse
+from longclip.data.faults import Damaged
+from longclip.data.sidecars.clusters import cluster
 from longclip.data.sidecars.joining import Join, Joined, listed
 from longclip.data.sidecars.store import Store, digests, find, label_of
 from longclip.data.sidecars.writer import write_sidecar
@@ -81,8 +83,7 @@ def store(folder: Path, tokenizer: Tokenizer, rows: list[dict[str, Any]] = ROWS,
 def test_a_table_of_any_kind_comes_back_by_key(
     kind: str, tmp_path: Path, data: Dataset, tokenizer: Tokenizer
 ) -> None:
-    plain = [{k: v for k, v in row.items() if kind != "csv" or k != "teacher"} for row in ROWS]
-    report = write_sidecar(table(tmp_path / f"facts.{kind}", plain[::-1]), tmp_path / "out", tokenizer)
+    report = write_sidecar(table(tmp_path / f"facts.{kind}", ROWS[::-1]), tmp_path / "out", tokenizer)
     assert report.rows == len(ROWS)
     found = Store(tmp_path / "out")
     rows = found.rows(digests(data.keys()))
@@ -93,7 +94,7 @@ def test_a_table_of_any_kind_comes_back_by_key(
         assert clusters[n] == row["cluster"]
         (caption,) = found.captions("vecap", int(rows[n]), tokenizer)
         assert caption == parse(row["vecap"], "vecap", tokenizer)
-        assert kind == "csv" or found.vector("teacher", int(rows[n])).tolist() == row["teacher"]
+        assert found.vector("teacher", int(rows[n])).tolist() == row["teacher"]
     assert np.isnan(scores[-4:]).all()
     assert found.captions("vecap", -1, tokenizer) == []
 
@@ -131,6 +132,29 @@ def test_another_tokenizer_makes_the_ids_anew(tmp_path: Path, tokenizer: Tokeniz
     found = Store(store(tmp_path, tokenizer))
     (caption,) = found.captions("vecap", 0, Other(open_clip.get_tokenizer("ViT-B-16"), 77))
     assert all(s.ids.tolist() == [s.end - s.start] for s in caption.sentences)
+
+
+def test_sentences_of_which_another_tokenizer_leaves_nothing_are_left_out(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    """CLIP reads "!!!" as a token, SigLIP's cleaning takes punctuation away; scores keep their captions."""
+    other = Tokenizer(open_clip.tokenizer.SimpleTokenizer(clean="canonicalize"), 77)
+    texts = ["...", "!!! A dog runs.", "A cat sits."]
+    captions = tuple(parse(text, "raw", tokenizer) for text in texts)
+    alone = Record("k1", b"image", "jpg", captions[:1])
+    records = [Record("k0", b"image", "jpg", captions), alone]
+    write(records, tmp_path / "train", tokenizer_hash=tokenizer.name_hash)
+    rows = [{"key": "k0", "scores": [0.1, 0.2, 0.3], "more": texts}]
+    data = Dataset(tmp_path / "train", other)
+    joined = Joined(data, Join([store(tmp_path, tokenizer, rows)], scores="scores")).record(0)
+    assert [c.score for c in joined.captions[:3]] == [pytest.approx(score) for score in (0.1, 0.2, 0.3)]
+    said = [[c.text[s.start : s.end] for s in c.sentences] for c in joined.captions]
+    assert said == [[], ["A dog runs."], ["A cat sits."], ["A dog runs."], ["A cat sits."]]
+    slots = {"first": First(), "whole": Whole(), "sub": Sentences(3)}
+    shown = Groups(slots, seed=0).show(joined.captions, "k0", 0)
+    assert [text is not None for text in shown] == [True, True, True, True, False]
+    with pytest.raises(Damaged, match="no captions"):
+        data.record(1)
 
 
 def test_a_hash_that_merely_collides_is_a_missing_key() -> None:
@@ -207,6 +231,25 @@ def test_subset_lists_of_keys_and_of_datacomps_uids(
     assert joined.numbers("size").tolist() == list(range(COUNT))
 
 
+def test_a_list_names_labels_and_numbers(tmp_path: Path, data: Dataset, tokenizer: Tokenizer) -> None:
+    rows = [
+        {"key": f"k{n}", "number": n % 3, "share": n / 10, "word": f"w{n % 3}", "v": [n % 3 + 1.0, 1.0]}
+        for n in range(COUNT)
+    ]
+    found = [store(tmp_path, tokenizer, rows, labels=["word"]), str(tmp_path / "clusters")]
+    cluster(Path(found[0]), "v", Path(found[1]), count=3)
+    labels = Joined(data, Join(found)).labels("cluster")
+    lists = {"number": ["1", "2"], "share": ["0.1", "0.2", "9"], "word": ["w1", "w2"], "cluster": labels[1:3]}
+    for column, wanted in lists.items():
+        (tmp_path / "want.txt").write_text("\n".join(map(str, wanted)))
+        joined = Joined(data, Join(found, filter={column: {"in": str(tmp_path / "want.txt")}}))
+        assert joined.kept is not None
+        assert joined.kept.tolist() == [1, 2] if column == "share" else [n for n in range(COUNT) if n % 3]
+    (tmp_path / "want.txt").write_text("1\nw1\n")
+    with pytest.raises(UserError, match=r"lists what is no number .*'w1'.*column 'number' holds numbers"):
+        Joined(data, Join(found, filter={"number": {"in": str(tmp_path / "want.txt")}}))
+
+
 def test_weights_leave_out_what_has_none(tmp_path: Path, data: Dataset, tokenizer: Tokenizer) -> None:
     joined = Joined(data, Join([store(tmp_path, tokenizer)], weight="score"))
     assert joined.choices == 35  # k0 weighs nothing, four have no row
@@ -254,6 +297,9 @@ def test_near_neighbours_become_groups(tmp_path: Path, data: Dataset, tokenizer:
         ({"filter": {"score": {"top": 50}}}, r"top: 50\}; it is a share"),
         ({"filter": {"score": {"above": 0.5}}}, r"write score: \{RULE: VALUE\} with a rule of at_least"),
         ({"filter": {"score": 0.5}}, r"has score: 0.5; write"),
+        ({"filter": {"score": {"top": "30%"}}}, r"has score: \{top: '30%'\}; it is a plain number"),
+        ({"filter": {"score": {"at_least": "0.3.1"}}}, r"'0.3.1'\}; it is a plain number, such as 0.3"),
+        ({"filter": {"key": {"in": 3}}}, r"has key: \{in: 3\}; it is the path of a file"),
         ({"filter": {"key": {"in": "/nowhere.txt"}}}, r"/nowhere.txt cannot be read as a list"),
         ({"weight": "teacher"}, r"no column 'teacher' of kind number"),
         ({"columns": ["vecap"]}, r"no column 'vecap' of kind number or vector"),
@@ -345,6 +391,8 @@ def test_the_command_says_what_it_wrote_and_what_to_type_next(
     printed = capsys.readouterr().out
     assert "36 rows" in printed
     assert "vecap: captions, 0 rows without" in printed
+    assert "training shows the texts of vecap as captions; where they are none" in printed
+    assert "--labels vecap, or with --columns" in printed
     assert f"data.sidecar.stores=[{out}]" in printed
     assert cli.main(["sidecar", str(source), "--out", str(out)]) == 2
     assert "already exists" in capsys.readouterr().err

@@ -131,6 +131,8 @@ class _Writing:
         self.samples_per_shard = samples_per_shard
         self.keys = Keys(out / "keys.partial")
         stack.callback(self.keys.close)
+        self.images = Keys(out / "images.partial")  # by key the image that has it first, kept or not
+        stack.callback(self.images.close)
         self.errors = stack.enter_context((out / "errors.jsonl").open("ab"))
         self.errors.seek(self.errors.truncate(journal.errors))
         # Entries to make again, of shards that were open: no longer counted, their captions are.
@@ -144,6 +146,8 @@ class _Writing:
     def wanted(self, source: Source) -> Iterator[Entry | Fault]:
         """The entries that are not in finished shards, and not counted as faults before."""
         for entry in source:
+            if isinstance(entry, Entry):
+                self.images.add(entry.key, _image(entry))
             if entry.number > self._before or entry.number in self._again:
                 yield entry
 
@@ -156,7 +160,10 @@ class _Writing:
             assert isinstance(found, Fault), "faults pass through"
             self._leave_out(found, again)
         elif found.record.key in self.keys:
-            detail = "put all captions of an image into one entry"
+            detail = (
+                f"{self.images.note(entry.key)} and {_image(entry)} have one key: rename one of them, or, "
+                "if they are one image, put all its captions into one entry"
+            )
             self._leave_out(Fault(entry.number, entry.where, entry.key, "key comes twice", detail), again)
         else:
             if not again:
@@ -248,3 +255,8 @@ class _Writing:
                 f"{most}. See {self.errors.name}; mend the source and remove {self.out} to begin anew, or "
                 f"allow more with --max-faults {share:.2f} to go on"
             )
+
+
+def _image(entry: Entry) -> str:
+    """The name of its image, and where that is named; broken characters become "?"."""
+    return f"{entry.meta['image']} ({entry.where})".encode(errors="replace").decode()

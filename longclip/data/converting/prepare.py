@@ -7,6 +7,7 @@ in many processes: `Prepare` holds all it needs and can be pickled.
 from __future__ import annotations
 
 import io
+import unicodedata
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -95,8 +96,15 @@ def absurd(text: str) -> str | None:
 
 
 def _junk(text: str) -> int:
-    """Control characters, lone halves of pairs, and what stands for bytes that are no text."""
-    return sum(1 for character in text if character == REPLACED or not character.isprintable())
+    """Control characters, lone halves of pairs, and what stands for bytes that are no text.
+
+    Not the invisible joiners (Cf) that Persian and Hindi words and many emoji are written with.
+    """
+    return sum(
+        1
+        for character in text
+        if character == REPLACED or not (character.isprintable() or unicodedata.category(character) == "Cf")
+    )
 
 
 def _notes(image: bytes) -> Iterator[str]:

@@ -86,11 +86,21 @@ class Grouped:
     """`share` of a batch of `size` comes from one label, as far as the pool holds whole groups of it.
 
     The rest is random. A label below 0 is none.
+
+    Raises:
+        UserError: a batch is of one image.
     """
 
     labels: Ints
     size: int
     share: float
+
+    def __post_init__(self) -> None:
+        if self.size < 2:
+            raise UserError(
+                f"batch_size is {self.size}, and data.plan.batches=COLUMN puts images of one label together; "
+                "give 2 or more, or data.plan.batches=random"
+            )
 
     def __call__(self, pool: Pool) -> Ints:
         together = max(2, round(self.share * self.size))

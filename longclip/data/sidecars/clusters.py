@@ -52,7 +52,8 @@ def cluster(source: Path, column: str, out: Path, count: int, within: Sequence[P
         within: side-cars of earlier stages, made here.
 
     Raises:
-        UserError: no such column; fewer vectors than clusters; the folder exists.
+        UserError: no such column; fewer vectors than clusters; the folder exists; an earlier
+            stage has none of the samples.
     """
     store = Store(source)
     if store.kinds.get(column) != "vector":
@@ -70,6 +71,11 @@ def cluster(source: Path, column: str, out: Path, count: int, within: Sequence[P
     labels_N[rows] = nearest(vectors_ND, centres(vectors_ND[:SEEN], count))
     for folder in within:
         labels_N = _inside(labels_N, folder, store)
+        if not (labels_N >= 0).any():
+            raise UserError(
+                f"{folder} (--within) and {source} have no keys in common; name a stage that was made of the "
+                "same samples"
+            )
     _write(store, labels_N, out)
     sizes = np.bincount(labels_N[labels_N >= 0])
     missing = int((labels_N < 0).sum())

@@ -34,8 +34,8 @@ class Join:
     Args:
         stores: folders that `longclip sidecar` made. A column of captions adds them to the sample's own.
         filter: by column, what is kept: `{at_least: 0.28}`, `{at_most: 3}`, `{top: 0.5}` or `{bottom: 0.5}`
-            (a share of the samples that have a value), `{in: FILE}` (a label, or the sample's `key`: a text
-            file of one a line, or .npy). Samples without a value are not kept.
+            (a share of the samples that have a value), `{in: FILE}` (a label, a number, or the sample's
+            `key`: a text file of one a line, or .npy). Samples without a value are not kept.
         weight: column; samples are shown in proportion to it, see `mixture.Shares`.
         scores: column of vectors with a score for each stored caption, in stored order: `Caption.score`.
         columns: columns of numbers and vectors that batches carry along.
@@ -59,6 +59,12 @@ class Join:
                     f"data.sidecar.filter has {column}: {rules!r}; write {column}: {{RULE: VALUE}} "
                     f"with a rule of {RULES}"
                 )
+            for rule, value in rules.items():
+                if not isinstance(value, str if rule == "in" else int | float):
+                    raise UserError(
+                        f"data.sidecar.filter has {column}: {{{rule}: {value!r}}}; it is "
+                        f"{'the path of a file' if rule == 'in' else 'a plain number, such as 0.3'}"
+                    )
 
 
 def carrying(join: Join, column: str | None) -> Join:
@@ -210,10 +216,7 @@ class Joined:
 
     def _kept(self, column: str, rule: str, value: Any) -> NDArray[np.bool_]:
         if rule == "in":
-            wanted = digests(listed(Path(value)))
-            if column == "key":
-                return find(wanted[np.lexsort(wanted.T[::-1])], self._digests) >= 0
-            return np.isin(self.labels(column), label_of(wanted))
+            return self._among(column, Path(value))
         numbers = self.numbers(column)
         if rule == "at_least":
             return numbers >= value
@@ -227,6 +230,25 @@ class Joined:
         keep = np.zeros(len(numbers), bool)
         keep[best[: int(np.ceil(value * np.isfinite(numbers).sum()))]] = True
         return keep
+
+    def _among(self, column: str, path: Path) -> NDArray[np.bool_]:
+        """Which samples a list names by their key, label or number."""
+        if column == "key":
+            wanted = digests(listed(path))
+            return find(wanted[np.lexsort(wanted.T[::-1])], self._digests) >= 0
+        number = self._home(column, ("label", "number"))
+        found = self.stores[number].values(column, self.rows[number])
+        words = list(listed(path))
+        if found.dtype == np.int64:  # labels are words' digests, or the small numbers of `longclip cluster`
+            numbers = [int(word) for word in words if word.isdecimal() and len(word) < 19]
+            return np.isin(found, [*label_of(digests(words)), *numbers])
+        try:
+            return np.isin(found, [float(word) for word in words])
+        except ValueError as error:
+            raise UserError(
+                f"{path} lists what is no number ({error}), and column {column!r} holds numbers: give one a "
+                "line, or name a column of labels"
+            ) from error
 
     def _seen(self, column: str) -> str:
         """What a column of numbers holds, for errors."""

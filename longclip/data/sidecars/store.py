@@ -167,7 +167,8 @@ def find(known: Digests, wanted: Digests) -> NDArray[np.int32]:
 def captions_of(row: bytes, source: str, tokenizer: Tokenizer | None, trusted: bool = True) -> list[Caption]:
     """A row of captions: JSON [[text, sentence spans, ids of each sentence, score], ...], NUL, ids as uint16.
 
-    Where they are not trusted, the tokenizer makes the ids anew from the spans.
+    Where they are not trusted, the tokenizer makes the ids anew from the spans; sentences and captions of
+    which it leaves nothing, such as "?!", are left out.
     """
     described, _, ids = row.partition(b"\0")
     captions = []
@@ -182,8 +183,10 @@ def captions_of(row: bytes, source: str, tokenizer: Tokenizer | None, trusted: b
             made = next(known)
             if tokenizer and not trusted:
                 made = tokenizer.ids(text[start:end])
-            sentences.append(Sentence(start, end, made))
-        captions.append(Caption(source, text, tuple(sentences), score))
+            if made or not tokenizer:
+                sentences.append(Sentence(start, end, made))
+        if sentences:
+            captions.append(Caption(source, text, tuple(sentences), score))
     return captions
 
 

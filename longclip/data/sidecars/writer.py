@@ -25,7 +25,7 @@ from ...sentences import parse, texts_of
 from ...tokens import Tokenizer
 from ...types import Caption, UserError
 from ..tars.index import dump
-from .store import VERSION, digests, find, label_of
+from .store import COLUMN, VERSION, digests, find, label_of
 from .table import PROBE, Row, kinds_of, missing, read
 
 SLAB = 20_000  # rows in memory at once where several processes share them
@@ -149,7 +149,18 @@ def write_sidecar(
 
 
 def write_rows(rows: Iterable[Row], out: Path, encoder: Encoder, processes: int = 1) -> SidecarReport:
-    """The same of rows of known kinds; vectors may be arrays. Raises UserError where the folder exists."""
+    """The same of rows of known kinds; vectors may be arrays.
+
+    Raises:
+        UserError: before the first row is asked for: the folder exists, a column's name is no file's. After
+            that: see `write_sidecar`.
+    """
+    for name in encoder.kinds:
+        if not COLUMN.fullmatch(name):
+            raise UserError(
+                f"column {name!r} cannot name a file; call it by letters, digits, _ and -, a letter or digit "
+                "first and 64 in all at most (longclip embed --name NAME)"
+            )
     if out.exists():
         raise UserError(f"{out} already exists; choose another folder or remove it")
     rows = iter(rows)

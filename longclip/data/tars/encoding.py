@@ -12,6 +12,7 @@ where no sentence has one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,8 @@ def check(record: Record) -> None:
     """Refuse what tools could not read back.
 
     Raises:
-        UserError: the key cannot be a name in a tar, the extension is unknown, or there is no caption.
+        UserError: the key cannot be a name in a tar, the extension is unknown, there is no caption, or a box
+            is not four fractions of the image.
     """
     key = record.key
     if not key or not key.isprintable() or set(key) & set("./\\") or len(key.encode()) > LONGEST_KEY:
@@ -40,6 +42,21 @@ def check(record: Record) -> None:
         raise UserError(f"sample {key!r} has extension {record.extension!r}; shards hold {', '.join(IMAGES)}")
     if not record.captions:
         raise UserError(f"sample {key!r} has no caption; leave it out or give it one")
+    boxed = ((caption, s) for caption in record.captions for s in caption.sentences if s.box is not None)
+    for caption, sentence in boxed:
+        if not _is_box(sentence.box or ()):
+            raise UserError(
+                f"sample {key!r} has the box {sentence.box} for "
+                f"{caption.text[sentence.start : sentence.end]!r:.60}; a box is left, top, right, bottom as "
+                "fractions of the image, left < right and top < bottom: divide pixels by its width and height"
+            )
+
+
+def _is_box(box: Sequence[float]) -> bool:
+    if len(box) != 4:
+        return False
+    left, top, right, bottom = box
+    return 0 <= left < right <= 1 and 0 <= top < bottom <= 1
 
 
 def encode(record: Record, with_ids: bool) -> dict[str, bytes]:

@@ -1,7 +1,7 @@
 """Which sample keys a data set has already: exact, on disk, so that ten million take no memory.
 
-In: keys one by one. Out: whether each is new. A table of SQLite in one file, which goes when the set is
-closed; keys are compared whole, so no hash can collide.
+In: keys one by one. Out: whether each is new, and what was noted with it. A table of SQLite in one file,
+which goes when the set is closed; keys are compared whole, so no hash can collide.
 """
 
 from __future__ import annotations
@@ -27,12 +27,17 @@ class Keys:
         self._table = sqlite3.connect(f"{path.resolve().as_uri()}?nolock=1", uri=True, isolation_level=None)
         for setting in ("journal_mode=OFF", "synchronous=OFF", f"cache_size=-{CACHE_KIB}"):
             self._table.execute(f"PRAGMA {setting}")
-        self._table.execute("CREATE TABLE keys (key TEXT PRIMARY KEY) WITHOUT ROWID")
+        self._table.execute("CREATE TABLE keys (key TEXT PRIMARY KEY, note TEXT) WITHOUT ROWID")
         self._table.execute("BEGIN")
 
-    def add(self, key: str) -> bool:
-        """Remember a key; False if it was there already."""
-        return self._table.execute("INSERT OR IGNORE INTO keys VALUES (?)", (key,)).rowcount == 1
+    def add(self, key: str, note: str = "") -> bool:
+        """Remember a key; False if it was there already, and then its first note stays."""
+        return self._table.execute("INSERT OR IGNORE INTO keys VALUES (?, ?)", (key, note)).rowcount == 1
+
+    def note(self, key: str) -> str:
+        """What was noted with a key that is there."""
+        found: tuple[str] = self._table.execute("SELECT note FROM keys WHERE key = ?", (key,)).fetchone()
+        return found[0]
 
     def __contains__(self, key: str) -> bool:
         return self._table.execute("SELECT 1 FROM keys WHERE key = ?", (key,)).fetchone() is not None

@@ -102,8 +102,11 @@ def _described(
             sentence_ids = [tokenizer.ids(text[a:b]) if tokenizer else NO_IDS for a, b in spans]
         else:
             sentence_ids = list(islice(known, len(item["counts"])))
-        captions.append(_caption(item, spans, sentence_ids))
-    if not captions or not isinstance(described["meta"], dict):
+        caption = _caption(item, spans, sentence_ids)
+        if tokenizer:  # it may leave nothing of "?!"; the caption stays, since scores go by its place
+            caption = caption._replace(sentences=tuple(s for s in caption.sentences if s.ids))
+        captions.append(caption)
+    if not any(caption.sentences for caption in captions) or not isinstance(described["meta"], dict):
         raise ValueError("no captions, or meta is no object")
     return tuple(captions), described["meta"]
 

@@ -11,12 +11,14 @@ import codecs
 import csv
 import json
 import posixpath
+import re
 from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple
 
 from ....types import UserError
 from .window import LONGEST, NO_JSON, Window
 
+LIST = re.compile(r"""\[(?:\s*['"+\-.\d].*)?\]""", re.DOTALL)
 LARGEST = 8 * LONGEST  # bytes of a listing that is one object, such as Karpathy's COCO (144 MB)
 
 
@@ -155,8 +157,8 @@ def _text(stream: IO[bytes], size: int, name: str) -> Rows:
 
 
 def _cell(text: str) -> object:
-    """A cell; a list that was written as JSON or as Python prints one is a list again."""
-    if not (text.startswith(("['", '["')) and text.endswith("]")):
+    """A cell; a list of texts or numbers that was written as JSON or as Python prints one is a list again."""
+    if not LIST.fullmatch(text):
         return text
     for parse in (json.loads, ast.literal_eval):  # literals only: nothing is evaluated
         try:

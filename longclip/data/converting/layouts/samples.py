@@ -41,7 +41,7 @@ def of_tar(path: Path) -> Iterator[Sample | BadRow]:
         number = 0
         try:
             for number, (stem, parts) in enumerate(_grouped(found), 1):
-                yield _sample(number, stem, parts, tar.offset / size)
+                yield from _read(number, stem, parts, tar.offset / size)
         except Unusable as error:
             yield BadRow(number + 1, error.reason, error.detail)
 
@@ -52,11 +52,11 @@ def of_folder(folder: Folder) -> Iterator[Sample | BadRow]:
     for number, (stem, parts) in enumerate(_grouped(_walk(folder, "")), 1):
         seen += len(parts)
         try:
-            found = {kind: place for kind, name in parts.items() if (place := folder.find(name))}
+            found = [(kind, place) for kind, name in parts if (place := folder.find(name))]
         except Unusable as error:
             yield BadRow(number, error.reason, error.detail)
         else:
-            yield _sample(number, stem, found, min(1.0, seen / total))
+            yield from _read(number, stem, found, min(1.0, seen / total))
 
 
 def count(folder: Path) -> int:
@@ -68,7 +68,7 @@ def _key(name: str) -> tuple[str, str]:
     """Key and extension, as webdataset tells them: the first dot of the last part of the name divides."""
     folder, slash, last = name.rpartition("/")
     stem, _, kind = last.partition(".")
-    return folder + slash + stem, kind
+    return folder + slash + stem, kind if stem else ""  # ._1.jpg, which a Mac leaves beside files, is no data
 
 
 def _walk(folder: Folder, inner: str) -> Iterator[tuple[str, str, str]]:
@@ -83,15 +83,34 @@ def _walk(folder: Folder, inner: str) -> Iterator[tuple[str, str, str]]:
             yield stem, kind[1:], name
 
 
-def _grouped(found: Iterable[tuple[str, str, T]]) -> Iterator[tuple[str, dict[str, T]]]:
-    """Neighbours that share a name, by extension; other kinds of files are passed over."""
+def _grouped(found: Iterable[tuple[str, str, T]]) -> Iterator[tuple[str, list[tuple[str, T]]]]:
+    """Neighbours that share a name, as (extension, part); other kinds of files are passed over."""
     known = (
-        (posixpath.normpath(stem), kind.lower(), part)
+        (posixpath.normpath(stem), kind, part)
         for stem, kind, part in found
-        if kind.lower() in PICTURES + OTHERS and not f"{stem}.{kind}".endswith(SIDE_FILE)
+        if (kind.lower() in OTHERS or _is_picture(kind)) and not f"{stem}.{kind}".endswith(SIDE_FILE)
     )
     for stem, group in groupby(known, key=lambda item: item[0]):
-        yield stem, {kind: part for _, kind, part in group}
+        yield stem, [(kind, part) for _, kind, part in group]
+
+
+def _is_picture(kind: str) -> bool:
+    """Also of "0.jpg", which is no extension of a picture but the end of a name that webdataset cuts."""
+    return kind.lower().rpartition(".")[2] in PICTURES
+
+
+def _read(number: int, stem: str, parts: list[tuple[str, Place]], done: float) -> Iterator[Sample | BadRow]:
+    """The sample of a name; instead of a picture that cannot be its own, what is wrong with it."""
+    pictures = [kind for kind, _ in parts if _is_picture(kind)]
+    dotted = [kind for kind in pictures if "." in kind]
+    for kind in dotted:
+        detail = f"{stem}.{kind} belongs to the key {posixpath.basename(stem)!r}, which ends at the first dot"
+        yield BadRow(number, "image has a dot in its name", f"{detail}; rename it")
+    if len(pictures) - len(dotted) > 1:
+        names = ", ".join(f"{stem}.{kind}" for kind in pictures if kind not in dotted)
+        yield BadRow(number, "two images of one name", f"{names}; rename all but one of them, or remove them")
+    elif len(dotted) < len(parts) or not parts:
+        yield _sample(number, stem, {kind.lower(): place for kind, place in parts}, done)
 
 
 def _sample(number: int, stem: str, parts: dict[str, Place], done: float) -> Sample | BadRow:
