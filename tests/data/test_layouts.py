@@ -466,7 +466,7 @@ def test_an_image_that_a_dot_in_its_name_hides_is_a_fault(tmp_path: Path) -> Non
     ]
     found = found_of(save_tar(tmp_path / "x.tar", [(name, IMAGES[0]) for name in names]), "img2dataset")
     dotted = "image has a dot in its name"
-    assert [first for first, _ in found] == [dotted, dotted, dotted, "good"]
+    assert [first for first, _ in found] == [dotted, dotted, "good"], "a mask beside a picture is no fault"
     assert found[1][1].startswith("photo.1.JPG belongs to the key 'photo'")
 
 

@@ -100,17 +100,20 @@ def _is_picture(kind: str) -> bool:
 
 
 def _read(number: int, stem: str, parts: list[tuple[str, Place]], done: float) -> Iterator[Sample | BadRow]:
-    """The sample of a name; instead of a picture that cannot be its own, what is wrong with it."""
+    """The sample of a name, or what is wrong with its pictures. Beside KEY.jpg a KEY.mask.png is no fault."""
     pictures = [kind for kind, _ in parts if _is_picture(kind)]
-    dotted = [kind for kind in pictures if "." in kind]
-    for kind in dotted:
-        detail = f"{stem}.{kind} belongs to the key {posixpath.basename(stem)!r}, which ends at the first dot"
-        yield BadRow(number, "image has a dot in its name", f"{detail}; rename it")
-    if len(pictures) - len(dotted) > 1:
-        names = ", ".join(f"{stem}.{kind}" for kind in pictures if kind not in dotted)
+    plain = [kind for kind in pictures if "." not in kind]
+    if len(plain) > 1:
+        names = ", ".join(f"{stem}.{kind}" for kind in plain)
         yield BadRow(number, "two images of one name", f"{names}; rename all but one of them, or remove them")
-    elif len(dotted) < len(parts) or not parts:
+    elif plain or not pictures:
         yield _sample(number, stem, {kind.lower(): place for kind, place in parts}, done)
+    else:
+        for kind in pictures:
+            detail = (
+                f"{stem}.{kind} belongs to the key {posixpath.basename(stem)!r}, which ends at the first dot"
+            )
+            yield BadRow(number, "image has a dot in its name", f"{detail}; rename it")
 
 
 def _sample(number: int, stem: str, parts: dict[str, Place], done: float) -> Sample | BadRow:
