@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from eval.report import length_curves
+
 from . import documents
-from .trainings import Found, Numbers, cell, means
+from .trainings import Found, Numbers, cell, curve, means
 
 TELLS = """The first line is the pretrained model, stretched as by `long`: {recall} in %, mean of both
 directions. All others are points above or below it, mean over seeds (lowest to highest). Brief: the caption
@@ -25,6 +27,7 @@ class Benchmark(NamedTuple):
     recall: str
     known: str  # the column of what the start could do already, and a fine-tuned model may forget
     own: dict[str, tuple[str, ...]]  # columns beside those of all
+    lengths: bool  # whether there is an effective length to tell: a curve of R@1
     more: str
 
 
@@ -33,13 +36,15 @@ BENCHMARKS = {
         "R@1",
         "brief",
         {"lost to order": ("scenes/diagnostics/order/moved/lost", "scenes/diagnostics/order/shuffled/lost")},
+        True,
         """Lost to order: points of R@1 that go when the first sentence moves to place 4, and when all
-are shuffled, mean of both.""",
+are shuffled, mean of both. Effective length: tokens at which 95 % of the R@1 at 248 are reached.""",
     ),
     "mosaics": Benchmark(
         "R@10",  # a model that has seen few photos has hardly any R@1 to gain or lose
         "photos",
         {"photos": ("mosaics/photos/captions/i2t_r10", "mosaics/photos/captions/t2i_r10")},
+        False,
         "Photos: single ones by single captions, which the model was pretrained on.",
     ),
 }
@@ -83,18 +88,30 @@ def columns(benchmark: str) -> dict[str, tuple[str, ...]]:
 def markdown(benchmark: str, told: Told) -> str:
     """What every recipe gains and loses, and so the model half way to it."""
     parts = columns(benchmark)
-    recall, known, _, more = BENCHMARKS[benchmark]
-    head = ["recipe", *parts, "half way: long", f"half way: {known}", "FLOPs", "long at equal FLOPs"]
-    lines = [["the start", *(cell({0: told.start}, names) for names in parts.values()), *"----"]]
+    recall, known, _, lengths, more = BENCHMARKS[benchmark]
+    reach = ["effective length"] if lengths else []
+    head = ["recipe", *parts, *reach, "half way: long", f"half way: {known}", "FLOPs", "long at equal FLOPs"]
+    first = [cell({0: told.start}, names) for names in parts.values()]
+    lines = [["the start", *first, *(_reach({0: told.start}, benchmark) for _ in reach), *"----"]]
     ranked = sorted(told.found.items(), key=lambda pair: -_mean(pair[1], parts["long"]))
     for name, seeds in ranked:
         half = {0: told.between[name]["0.5"]} if name in told.between else {}
         ways = [cell(half, parts[part], told.start) for part in ("long", known)]
         equal = [f"{told.costs[name]:.2f}", cell(told.paid.get(name, {}), parts["long"], told.start)]
-        lines.append([name, *(cell(seeds, names, told.start) for names in parts.values()), *ways, *equal])
+        own = [cell(seeds, names, told.start) for names in parts.values()]
+        lines.append([name, *own, *(_reach(seeds, benchmark) for _ in reach), *ways, *equal])
     tells = TELLS.format(recall=recall, more=more)
     picture = f"![What is gained and what is lost, recipe by recipe](finetuning-{benchmark}.png)"
     return "\n\n".join([documents.table(head, lines), tells, picture])
+
+
+def _reach(seeds: Mapping[int, Numbers], benchmark: str) -> str:
+    """Tokens from which on more of them hardly help; "-" where no lengths were judged."""
+    from longclip.evaluate.diagnostics.lengths import crossing
+
+    if not all(benchmark in length_curves(numbers) for numbers in seeds.values()):
+        return "-"
+    return f"{crossing(curve(seeds, benchmark).mean, 0.95):.0f}"
 
 
 def _mean(seeds: Mapping[int, Numbers], names: Sequence[str]) -> float:

@@ -172,7 +172,7 @@ def test_a_step_of_sub_captions_and_groups_costs_more_than_one_of_whole_captions
 
 def test_fine_tuning_is_told_as_points_above_the_start(tmp_path):
     def numbers(long, brief):
-        names = {"scenes/long/": long, "scenes/length/40/": brief}
+        names = {"scenes/long/": long, "scenes/length/40/": brief, "scenes/length/248/": long}
         return {f"{name}{way}_r1": value for name, value in names.items() for way in ("i2t", "t2i")}
 
     told = gains.Told(
