@@ -98,7 +98,7 @@ def instantiate(config: Any, **extra: Any) -> Any:
         UserError: a `_target_` comes from elsewhere than HOMES, or a part of a recipe has none.
     """
     _check_parts(config)
-    for target in _targets(OmegaConf.to_container(config, resolve=True) if config is not None else None):
+    for target in targets(OmegaConf.to_container(config, resolve=True) if config is not None else None):
         _check_target(target)
     if extra:  # handed over afterwards: Hydra would merge them into the config and turn objects into nodes
         return hydra.utils.instantiate(config, _convert_="all", _partial_=True)(**extra)
@@ -126,11 +126,11 @@ def evaluators(config: Any) -> dict[str, Any]:
     }
 
 
-def _targets(node: Any) -> Iterator[str]:
+def targets(node: Any) -> Iterator[str]:
     if isinstance(node, dict):
         yield from (str(value) for key, value in node.items() if key == "_target_")
     for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        yield from _targets(value)
+        yield from targets(value)
 
 
 def _check_target(target: str) -> None:

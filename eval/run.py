@@ -49,10 +49,10 @@ def evaluate(config: DictConfig) -> dict[str, float]:
 
 def _data(config: DictConfig, tower: Any) -> Any:
     """What holds the evaluation sets of a run; published sets bring their own and need none of it made."""
-    from eval.own import reads_splits
+    from eval.own import splits
 
     data = instantiate(config.data, groups=None, tokenizer=tower.tokenizer, preprocess=tower.preprocess_cfg)
-    if reads_splits(config.benchmark):
+    if splits(config.benchmark):
         data.prepare_data()
     return data
 

@@ -34,8 +34,8 @@ ELSEWHERE = {
     r"longclip search .* --serve": "search/test_search_page.py::test_the_server_forbids_scripts",
     r"longclip embed .*": "test_embedding.py::test_the_command_says_what_to_type_next",
     r"python train.py recipe=mobileclip2 .*": "test_embedding.py::test_a_recipe_finds_the_embeddings",
-    r"longclip facets .*": "test_facets.py::test_the_command_says_what_to_type_next",
-    r"python train.py recipe=flame .*": "test_facets.py::test_the_command_says_what_to_type_next",
+    r"longclip facets .*": "test_facets_sidecar.py::test_the_command_says_what_to_type_next",
+    r"python train.py recipe=flame .*": "test_facets_sidecar.py::test_the_command_says_what_to_type_next",
     r"longclip cluster .*": "data/test_clusters.py::test_the_command_says_what_to_type_next",
     r"python train.py recipe=clipmoe .*": "towers/test_experts.py::test_finished_models_are_the_experts",
     r"python train.py recipe=mcl .*": "data/test_clusters.py::test_a_batch_is_of_one_cluster",
@@ -76,7 +76,7 @@ def whole(tmp_path_factory, tiny):
     """A project with everything that the pages name."""
     folder = project.make(tmp_path_factory.mktemp("project"))
     with project.inside(folder):
-        project.typed("python -m eval.run model=runs/mine report=false", *project.SCENES)
+        project.typed("python -m eval.run model=runs/mine report=false")
         for name in ("runs/demo", "runs/a", "runs/b", "runs/c", "runs/other"):
             shutil.copytree("runs/mine", name)
         for name in ("datasets/cc12m", "datasets/docci", "datasets/flickr8k"):

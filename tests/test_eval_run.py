@@ -84,7 +84,12 @@ def test_a_mistyped_folder_of_training_data_costs_no_judging():
 
 
 TRAINED = {
-    "data": {"_target_": "longclip.data.module.DataModule", "root": "mine", "judge": ["dev"], "prepare": {}},
+    "data": {
+        "_target_": "longclip.data.module.DataModule",
+        "root": "mine",
+        "judge": ["dev"],
+        "prepare": None,
+    },
     "benchmark": {"shards": {"split": "dev", "views": {"long": 1}}},
 }
 
@@ -113,6 +118,8 @@ def test_what_is_chosen_to_judge_on_wins_over_the_run(tmp_path):
     late = of_run(tmp_path, "benchmark=late")
     assert late["data"] == TRAINED["data"], "a benchmark of splits finds those of the run"
     assert late["benchmark"]["late"]["split"] == "dev"
+    scenes = of_run(tmp_path, "benchmark=[scenes,late]")
+    assert scenes["data"]["root"] == "datasets/scenes", "the run has no such splits"
 
 
 @pytest.mark.parametrize(

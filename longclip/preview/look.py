@@ -18,7 +18,7 @@ from torch import Tensor
 from ..captions import Groups
 from ..data.corpus import Corpus
 from ..data.images import Augment, EvalTransform, inside
-from ..data.loading import picture, view, window
+from ..data.loading import picture, seeding, view, window
 from ..types import Box, Record, Sentence, Text, UserError
 from .recipe import Recipe
 
@@ -89,7 +89,7 @@ def sample(data: Corpus, index: int, recipe: Recipe, groups: Groups, moment: Mom
     except UserError as error:
         return Shown(f"sample {index}", "", damage=str(error))
     numbers = _numbered(record, texts)
-    words = f"{recipe.seed}/{moment.epoch}/{record.key}"  # as `data.loading.Samples` seeds them
+    words = seeding(recipe.seed, moment.epoch, record.key)
     views = {"judging": None} | ({"training, augmented": recipe.augment} if recipe.augment else {})
     return Shown(
         record.key,

