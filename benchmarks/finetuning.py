@@ -83,7 +83,7 @@ def main() -> None:
     setting = _setting(options)
     if not options.report:
         before = [*setting.before, "seed=0", "export=open_clip"]
-        train(options.runs / setting.name / "start", before, options.pretrain, processors())
+        train(setting.pretrained, before, options.pretrain, processors())
     told = _told(options, setting)
     options.out.mkdir(parents=True, exist_ok=True)
     name = f"finetuning-{setting.name}"
@@ -98,20 +98,17 @@ def _told(options: argparse.Namespace, setting: Setting) -> Told:
     """Train what is missing, and collect everything."""
     chosen = {name: [f"recipe={name}"] for name in dict.fromkeys(["long", *options.recipes])}
     variants = equipped(chosen, options.sidecars, options.own)
-    costs = {name: _cost(name, own) for name, own in variants.items()}
-    paid = {
-        name: affordable(costs["long"], costs[name], options.samples, BATCH)
-        for name in variants
-        if name in options.flops
-    }
-    paid = {name: images for name, images in paid.items() if images != options.samples}
+    whole = _cost("long", variants["long"])
+    costs = {name: _cost(name, own) / whole for name, own in variants.items()}
+    same = {name for name, ratio in costs.items() if alike(1 / ratio)}
+    other = [name for name in variants if name in options.flops and name not in same]
+    paid = {name: affordable(1, costs[name], options.samples, BATCH) for name in other}
     steps = list(_jobs(variants, dict.fromkeys(variants, options.samples), setting, options))
     flops = list(_jobs(variants, paid, setting, options, "-flops"))
     finish = collect if options.report else partial(run_all, at_once=options.jobs)
     found, more = finish(steps), finish(flops)
     between = _between(steps, setting, [] if options.report else options.between)
-    more |= {name: found[name] for name in found if alike(costs["long"] / costs[name])}
-    costs = {name: one / costs["long"] for name, one in costs.items()}
+    more |= {name: found[name] for name in found if name in same}
     return Told(_start(steps), found, between, more, costs)
 
 
@@ -186,8 +183,8 @@ def _cost(name: str, own: Sequence[str]) -> float:
 def _start(jobs: Sequence[Job]) -> Numbers:
     """The start, stretched, as the first run of `long` was judged before its first step."""
     for job in jobs:
-        if job.variant == "long" and (judged := runs.judgements(job.run)):
-            return judged[0]
+        if job.variant == "long" and (start := runs.start(job.run)):
+            return start
     raise SystemExit(
         "recipe=long was not judged yet, and all others are told beside its start: train it first"
     )

@@ -20,16 +20,16 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from conf.launch import CONF, targets
+from longclip import runs
 from longclip.types import UserError
 
 log = logging.getLogger(__name__)
 
 
 def config_of(model: str) -> Path | None:
-    """The config.yaml of the run that a model comes from: itself, or that of a checkpoint or export in it."""
-    path = Path(model.removeprefix("local-dir:"))
-    configs = (folder / "config.yaml" for folder in (path, path.parent, path.parent.parent))
-    return next((file for file in configs if file.is_file()), None)
+    """The config.yaml of the run that a model comes from."""
+    run = runs.folder_of(model, "config.yaml")
+    return run and run / "config.yaml"
 
 
 def judged_as_trained(config: DictConfig, typed: Sequence[str]) -> DictConfig:

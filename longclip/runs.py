@@ -29,6 +29,13 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:09d}.ckpt"
 
 
+def folder_of(model: str, file: str) -> Path | None:
+    """The run that a model comes from, by a file in it: itself, or that of a checkpoint or export inside."""
+    path = Path(model.removeprefix("local-dir:"))
+    around = (path, path.parent, path.parent.parent)
+    return next((folder for folder in around if (folder / file).is_file()), None)
+
+
 def checkpoints(run: Path) -> list[Path]:
     """The run's checkpoints, oldest first, whole or not."""
     return sorted((run / "checkpoints").glob("step-*.ckpt"))

@@ -116,9 +116,8 @@ def small(command: Command) -> list[str]:
     said = {word.partition("=")[0] for word in command.arguments}
     own = OWN if "..." in command.text else ()
     scenes = () if own or {"data", "experiment"} & said else SCENES
-    judged = (
-        () if "runs/" in command.text and "scenes" not in command.text else scenes
-    )  # runs bring their own
+    # Runs are judged on what they bring.
+    judged = () if "runs/" in command.text and "scenes" not in command.text else scenes
     if command.arguments[:1] == ["shards"]:
         return ["--workers", "1"]
     return list({"train.py": (*own, *SMALL, *scenes), "eval.run": judged}.get(command.program, ()))

@@ -128,11 +128,46 @@ def test_judging_the_export_offline_on_two_processes_gives_the_runs_own_numbers(
         assert offline[name] == pytest.approx(value, abs=1e-6), name
 
 
+TWO = ["trainer.accelerator=cpu", "trainer.devices.otherwise=2"]
+
+
+def child_of(pid):
+    """The process that Lightning's launcher has started."""
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in path.read_text().split():
+            if "train.py" in Path(f"/proc/{child}/cmdline").read_text():
+                return int(child)
+    raise AssertionError(f"{pid} has started no second process")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the second process in /proc")
+def test_a_run_of_two_whose_one_is_killed_ends_and_goes_on_elsewhere_as_one_process_would(
+    folder,
+):
+    arguments = command(folder, "trainer=ddp", *TWO, "export=null", "benchmark=none", name="two")
+    process = subprocess.Popen(
+        arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        wait_for_a_checkpoint(folder / "two", process)
+        os.kill(child_of(process.pid), signal.SIGKILL)
+        said = process.communicate(timeout=100)[1]
+    finally:
+        process.kill()
+    assert process.returncode != 0
+    assert process.returncode == -signal.SIGKILL or "does not hear from the others" in said
+    done = run(command(folder, "trainer=fsdp2", *TWO, "export=null", "resume=auto", name="two"))
+    assert "saved by DDP x 2, taken apart anew for ModelParallel x 2" in done.stdout
+    one, two = weights(folder / "small"), weights(folder / "two")
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=1e-3, rtol=0, msg=name)
+
+
 def test_zero_3_judges_saves_and_exports(tmp_path):
-    two = ["trainer.accelerator=cpu", "trainer.devices.otherwise=2"]
     own = "trainer.strategy._target_=engines.ZeroOnProcessors"
     backend = "+trainer.strategy.process_group_backend=gloo"
-    arguments = command(tmp_path, "trainer=deepspeed_zero3", *two, own, backend, "samples=64", name="zero")
+    arguments = command(tmp_path, "trainer=deepspeed_zero3", *TWO, own, backend, "samples=64", name="zero")
     places = os.pathsep.join(str(ROOT / place) for place in (".", "tests", "tests/strategies"))
     run(arguments, env=os.environ | {"PYTHONPATH": places, "LONGCLIP_TARGETS": "engines"})
     assert (tmp_path / "zero" / "export" / "open_clip_config.json").exists()

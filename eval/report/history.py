@@ -20,10 +20,8 @@ MOST = 300  # points of a curve
 
 
 def run_of(model: str) -> Path | None:
-    """The run that a model comes from: itself, or that of an export or a checkpoint inside it."""
-    path = Path(model.removeprefix("local-dir:"))
-    around = [path, path.parent, path.parent.parent]
-    return next((folder for folder in around if (folder / "judgements.jsonl").is_file()), None)
+    """The run that a model comes from, where it was judged."""
+    return runs.folder_of(model, "judgements.jsonl")
 
 
 def losses(run: Path) -> dict[str, Points]:

@@ -153,15 +153,13 @@ class DataModule(lightning.LightningDataModule):
     def signature(self) -> dict[str, object]:
         """What the meaning of a position depends on, as plain values."""
         sizes = {report.name: [report.kept, report.epoch] for report in self.report()}
-        chosen = {
-            name: part.checksum for name, part in zip(self.corpus.names, self.corpus.parts, strict=True)
-        }
-        return {
-            **self.plan.signature(),
-            "sources": sizes,
-            "chosen": chosen,
-            **self.plan.arranged(self.corpus),
-        }
+        return {**self.plan.signature(), "sources": sizes, **self._choice}
+
+    @cached_property
+    def _choice(self) -> dict[str, object]:
+        """Which samples, told by checksums: over all of them, so not anew for every checkpoint."""
+        parts = zip(self.corpus.names, self.corpus.parts, strict=True)
+        return {"chosen": {name: part.checksum for name, part in parts}, **self.plan.arranged(self.corpus)}
 
     def resume(self, position: int, steps: int, signature: Mapping[str, object] | None = None) -> int:
         """Go on from a position, reached in so many steps; returns how many steps are left.

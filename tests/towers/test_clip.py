@@ -69,14 +69,7 @@ def test_patches_live_in_the_joint_space(scenes, backbone, groups):
     torch.testing.assert_close(with_patches.patches_BPE, oracle, atol=1e-5, rtol=1e-4)
 
 
-def test_compiled_equals_eager(scenes, backbone, groups, monkeypatch):
-    """Down to machine code for packed texts, which is a minute of compiling; images as graphs."""
-    compiler = torch.compile
-
-    def compile(call, dynamic=None):
-        return compiler(call, dynamic=dynamic, backend="inductor" if dynamic else "aot_eager")
-
-    monkeypatch.setattr(torch, "compile", compile)
+def test_compiled_equals_eager(scenes, backbone, groups):
     batch = batch_of(scenes, backbone, groups)
     eager = DualTower(backbone)(batch, groups.slots)
     compiled = DualTower(backbone, compile=True)(batch, groups.slots)
