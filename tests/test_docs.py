@@ -23,7 +23,7 @@ OTHERS = ("git", "make", "pip", "python3", ".", "export", "wandb", "sbatch", "pr
 ELSEWHERE = {
     r"python train.py|make demo": "test_run.py::test_a_run_says_what_it_will_do",
     r"python train.py .*logger=wandb.*": "test_wandb.py::test_a_training_and_its_resume_are_one_run",
-    r"python train.py .*trainer=ddp.*": "test_launching.py::test_a_signal_to_one_of_two_ranks",
+    r"python train.py .*trainer=ddp.*": "test_run.py::test_a_run_of_two_whose_one_is_killed",
     r"python train.py .* -m": "test_trainings.py::test_the_jobs_of_a_sweep",
     r"torchrun .*train.py .*": "test_launching.py::test_a_signal_to_one_of_two_ranks",
     r"(RANK|export RANK|export WORLD_SIZE).*": "test_launching.py::test_a_signal_to_one_of_two_ranks",

@@ -215,20 +215,14 @@ def test_scancel_saves_and_does_not_start_again(cluster, sbatch, shared, scenes_
     assert runs.newest_checkpoint(run).name == runs.checkpoint_name(6)
 
 
-def test_an_array_takes_one_line_of_overrides_a_task(cluster, sbatch, shared):
-    """Told by a python that says what it was given: what becomes of overrides is shown above."""
+def test_an_array_takes_one_line_of_overrides_a_task(cluster, sbatch, shared, scenes_of_slurm):
     (shared / "sweep.txt").write_text("name=slow optim.lr=1e-5\nname=fast optim.lr=1e-3\n")
-    says = shared / "says"
-    says.write_text('#!/bin/sh\necho "$@"\n')
-    says.chmod(0o755)
-    options = ["--job-name=sweep", "--array=1-2", "--nodes=1", *NO_GPUS]
-    own = {"SWEEP": str(shared / "sweep.txt"), "LONGCLIP_PYTHON": str(says)}
-    job = sbatch("train.sbatch", "samples=32", options=options, **own)
+    overrides = train(scenes_of_slurm, "unused", "samples=32")
+    job = sbatch(*overrides, options=["--array=1-2", "--nodes=1", *NO_GPUS], SWEEP=str(shared / "sweep.txt"))
     for task in (1, 2):
         finish(cluster, f"{job}_{task}")
-    said = {log.read_text() for log in (shared / "logs").glob("sweep-*-0.log")}
-    given = f"train.py trainer=ddp resume=auto runs={shared} samples=32"
-    assert said == {f"{given} name=slow optim.lr=1e-5\n", f"{given} name=fast optim.lr=1e-3\n"}
+    assert "lr: 1.0e-05" in (shared / "slow" / "config.yaml").read_text()
+    assert "lr: 0.001" in (shared / "fast" / "config.yaml").read_text()
 
 
 def test_a_run_is_judged_by_a_job(cluster, sbatch, calm, scenes_of_slurm):
